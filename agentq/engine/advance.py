@@ -1,0 +1,230 @@
+"""The heart: ``(run, step, outcome) -> decision``, and the decisions that no step makes (cancel, expire, quarantine).
+
+Everything here is pure. The same run and outcome give the same decision in any process at any time, so a commit that
+lost a race is simply decided again on the fresh run, without repeating the effect.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from agentq.engine import budget, parse
+from agentq.engine.decision import (
+    Decision,
+    Failed,
+    Observed,
+    Opening,
+    Outcome,
+    Replied,
+    event,
+    fresh_state,
+)
+from agentq.engine.nodes import ON_REPLY, Progress, enter, number, on_tool
+from agentq.protocol import NewEvent, sha256
+from schemas.catalog import END, Bundle
+from schemas.chat import Message
+from schemas.run import Result, RunDoc, State, Step, Usage
+
+MAX_BACKOFF_S = 60.0
+
+
+def enter_run(bundle: Bundle, run: RunDoc, step_id: str, history: list[Message], at_ms: int) -> RunDoc:
+    """What the first step ``enter`` really is: the first step of the workflow's start node. Changes nothing stored."""
+    state, opening = enter(bundle, run, fresh_state(history), bundle.workflow.start, at_ms)
+    entered: Step = {
+        **run["steps"][step_id],
+        "kind": opening.kind,
+        "node": opening.node,
+        "payload": opening.payload,
+    }
+    return {**run, "state": state, "steps": {**run["steps"], step_id: entered}}
+
+
+def advance(bundle: Bundle, run: RunDoc, step_id: str, outcome: Outcome, max_attempts: int) -> Decision:
+    """What the outcome of an open step means for its run."""
+    step = run["steps"][step_id]
+    usage = run["usage"] if isinstance(outcome, Failed) else _account(run["usage"], outcome)
+    if run["cancel"] is not None:
+        return cancel(run, run["cancel"]["reason"], outcome.at_ms, usage)
+    if isinstance(outcome, Failed):
+        return _failed(run, step_id, step, outcome, max_attempts)
+    if isinstance(outcome, Observed):
+        progress = on_tool(bundle, run, step_id, step, outcome)
+    else:
+        progress = ON_REPLY[step["kind"]](bundle, run, step_id, step, outcome)
+    return _conclude(bundle, run, step_id, progress, usage, outcome.at_ms)
+
+
+def _account(usage: Usage, outcome: Replied | Observed) -> Usage:
+    total: Usage = {**usage, "steps": usage.get("steps", 0) + 1}
+    if isinstance(outcome, Observed):
+        return {**total, "tool_calls": usage.get("tool_calls", 0) + 1}
+    reply = outcome.reply
+    return {
+        **total,
+        "llm_calls": usage.get("llm_calls", 0) + 1,
+        "input_tokens": usage.get("input_tokens", 0) + reply.usage["input_tokens"],
+        "output_tokens": usage.get("output_tokens", 0) + reply.usage["output_tokens"],
+        "cost_nano_usd": usage.get("cost_nano_usd", 0) + reply.cost_nano_usd,
+    }
+
+
+def _conclude(bundle: Bundle, run: RunDoc, step_id: str, progress: Progress, usage: Usage, at_ms: int) -> Decision:
+    """From a node's progress to the run's decision: end, stop by budget, go to the next node, or open steps."""
+    state, opened = progress.state, progress.opened
+    if progress.stop:
+        return stop(run, state, usage, progress.stop, at_ms, progress.events)
+    if progress.go == END:
+        return _succeed(run, state, usage, at_ms, progress.events)
+    if progress.go is not None:
+        state, opening = enter(bundle, run, state, progress.go, at_ms)
+        state, opened = number(state, [opening])
+    if opened and (reason := budget.run_exhausted(bundle, run, usage, at_ms)):
+        return stop(run, state, usage, reason, at_ms, progress.events)
+    closed = () if step_id in opened else (step_id,)
+    return Decision(progress.events, state=state, usage=usage, closed=closed, opened=opened, status="running")
+
+
+def _result(state: State, answer: str) -> Result:
+    seen = "\n".join(
+        message["content"]
+        for visit in state["visits"].values()
+        for message in visit["transcript"]
+        if message["role"] == "tool"
+    )
+    return {
+        "answer": answer,
+        "agent": state["agent"],
+        "acceptance": state["acceptance"],
+        "citations": parse.citations(answer, seen),
+        "tools": state["tools"],
+        "revisions": state["revisions"],
+        "problems": state["problems"],
+    }
+
+
+def _succeed(run: RunDoc, state: State, usage: Usage, at_ms: int, events: list[NewEvent]) -> Decision:
+    result = _result(state, state["draft"] or "")
+    ended = event(
+        "run.succeeded", at_ms, None, agent=result["agent"], acceptance=result["acceptance"],
+        answer_sha256=sha256(result["answer"]), **_total(usage),
+    )  # fmt: skip
+    return Decision(
+        [*events, ended], state=state, usage=usage, closed=tuple(run["steps"]), status="succeeded", result=result
+    )
+
+
+def _total(usage: Usage) -> dict[str, int]:
+    return {"cost_nano_usd": usage.get("cost_nano_usd", 0), "llm_calls": usage.get("llm_calls", 0)}
+
+
+def stop(run: RunDoc, state: State, usage: Usage, reason: str, at_ms: int, events: list[NewEvent]) -> Decision:
+    """A limit is reached: the best draft so far is the answer, and the result says so; no draft is a failed run."""
+    if (draft := state["draft"]) is not None:
+        state = {**state, "acceptance": "budget"}
+        result: Result = {**_result(state, draft), "reason": reason}
+        ended = event(
+            "run.succeeded", at_ms, None, agent=result["agent"], acceptance="budget", reason=reason,
+            answer_sha256=sha256(result["answer"]), **_total(usage),
+        )  # fmt: skip
+        return Decision(
+            [*events, ended], state=state, usage=usage, closed=tuple(run["steps"]), status="succeeded", result=result
+        )
+    error = {
+        "code": "budget_exhausted",
+        "message": f"The run reached its limit {reason} before there was a draft.",
+        "hint": "Raise the limit in the workflow, the agent or the request, and submit again.",
+    }
+    ended = event("run.failed", at_ms, None, code=error["code"], reason=reason, **_total(usage))
+    return Decision(
+        [*events, ended], state=state, usage=usage, closed=tuple(run["steps"]), status="failed", error=error
+    )
+
+
+def _failed(run: RunDoc, step_id: str, step: Step, outcome: Failed, max_attempts: int) -> Decision:
+    """Another attempt later, or quarantine when attempts are used up or more would not help."""
+    attempt = step["attempt"]
+    if not outcome.retryable or attempt >= max_attempts:
+        return quarantine(run, step_id, outcome.code, outcome.message, outcome.at_ms)
+    delay_s = max(outcome.retry_after_s or 0.0, backoff_s(run["_id"], step_id, attempt))
+    failed = event(
+        "step.failed", outcome.at_ms, step_id, code=outcome.code, attempt=attempt, retry_in_ms=int(delay_s * 1000)
+    )
+    # The state goes along because the first step may have been entered in memory only.
+    return Decision([failed], state=run["state"], opened={step_id: _again(step, attempt + 1, delay_s)})
+
+
+def _again(step: Step, attempt: int, delay_s: float = 0.0, held: str | None = None) -> Opening:
+    return Opening(
+        step["kind"], step["pool"], step.get("node", ""), step["recovery"], step["payload"], attempt, delay_s, held
+    )
+
+
+def backoff_s(run_id: str, step_id: str, attempt: int) -> float:
+    """Exponential, from half a second, with a spread of a quarter that is fixed by run, step and attempt."""
+    spread = hashlib.sha256(f"{run_id}:{step_id}:{attempt}".encode()).digest()[0] / 255
+    return min(MAX_BACKOFF_S, 0.5 * 2.0 ** (attempt - 1)) * (0.75 + spread / 2)
+
+
+def quarantine(run: RunDoc, step_id: str, code: str, message: str, at_ms: int) -> Decision:
+    """A step that cannot be done ends its run visibly; the step is kept with its cause so that it can be redriven."""
+    error = {
+        "code": code,
+        "message": message,
+        "hint": f"Step {step_id} is quarantined; 'agentq show {run['_id']}' tells what was tried.",
+    }
+    kept = {"step_id": step_id, "step": run["steps"][step_id], "code": code, "message": message}
+    events = [
+        event("step.quarantined", at_ms, step_id, code=code, attempt=run["steps"][step_id]["attempt"]),
+        event("run.failed", at_ms, None, code=code, **_total(run["usage"])),
+    ]
+    return Decision(events, closed=tuple(run["steps"]), status="failed", error=error, quarantine=kept)
+
+
+def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
+    """The step's worker is gone or its lease ran out: again, with the same key, or wait for a person.
+
+    The call that was in flight is counted as waste: it may have been paid.
+    """
+    step, worker = run["steps"][step_id], run["leases"][step_id]["worker"]
+    gone = event("step.lost", at_ms, step_id, attempt=step["attempt"], worker=worker)
+    waste = {"lost_calls": 1}
+    if step["recovery"] == "unsafe":
+        held = event("step.held", at_ms, step_id, reason="outcome_unknown")
+        again = _again(step, step["attempt"], held="outcome_unknown")
+        return Decision([gone, held], opened={step_id: again}, waste=waste)
+    if step["attempt"] >= max_attempts:
+        message = f"The workers of step {step_id} died or lost it {max_attempts} times."
+        ended = quarantine(run, step_id, "attempts_exhausted", message, at_ms)
+        return Decision(
+            [gone, *ended.events], closed=ended.closed, status="failed", error=ended.error,
+            quarantine=ended.quarantine, waste=waste,
+        )  # fmt: skip
+    return Decision([gone], opened={step_id: _again(step, step["attempt"] + 1)}, waste=waste)
+
+
+def wake(run: RunDoc, step_id: str) -> Decision:
+    """A waiting step's time has come: it may be claimed now."""
+    return Decision([], opened={step_id: _again(run["steps"][step_id], run["steps"][step_id]["attempt"])})
+
+
+def hint_again(run: RunDoc, step_id: str) -> Decision:
+    """A step's hint went unheard: publish it again, and wait twice as long before the next time."""
+    step = run["steps"][step_id]
+    return Decision([], opened={step_id: replace(_again(step, step["attempt"]), hints=step["hints"] + 1)})
+
+
+def cancel(run: RunDoc, reason: str, at_ms: int, usage: Usage | None = None) -> Decision:
+    """Ends a run now. ``usage`` includes what the step that noticed it spent; workers of other steps in flight find
+    themselves fenced and book theirs as waste."""
+    spent = run["usage"] if usage is None else usage
+    ended = event("run.cancelled", at_ms, None, reason=reason, open_steps=sorted(run["steps"]), **_total(spent))
+    error = {"code": "cancelled", "message": f"Cancelled: {reason}." if reason else "Cancelled.", "hint": ""}
+    return Decision([ended], usage=spent, closed=tuple(run["steps"]), status="cancelled", error=error)
+
+
+def expire(run: RunDoc, at_ms: int) -> Decision:
+    """The run's deadline has passed while it waited: the best draft so far, or a failed run."""
+    state = run["state"] if run["state"] is not None else fresh_state([])
+    return stop(run, state, run["usage"], "max_wall_s", at_ms, [])

@@ -1,0 +1,174 @@
+"""From a decision to a commit: the run as it will be, with its place in the audit chain and its due time. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import cast
+
+from agentq.engine.decision import Decision, Opening
+from agentq.protocol import HINT_GRACE, Event, Hint, Pool, chain
+from schemas.run import Lease, RunDoc, Step, Waste
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease to be taken in the commit itself: the committing process goes on with the step in place."""
+
+    token: str
+    worker: str
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One conditional write. It applies if and only if the run's ``rev`` is still ``rev`` and, where given, the lease
+    of ``step_id`` still carries ``token`` (``lapsed``: and has run out by MongoDB's clock), and the steps in
+    ``unclaimed`` have no lease.
+
+    ``after`` is the run as the write leaves it, except for lease times, which MongoDB's clock sets.
+    """
+
+    run_id: str
+    rev: int
+    after: RunDoc
+    events: list[Event]
+    closed: tuple[str, ...]
+    opened: dict[str, Step]
+    grants: dict[str, Grant]
+    step_id: str | None = None
+    token: str | None = None
+    lapsed: bool = False
+    unclaimed: tuple[str, ...] = ()
+    waste: Mapping[str, int] = field(default_factory=dict)  # added up by the server: others may count at the same time
+    trimmed: bool = False  # ``after["events"]`` replaces the stored ones: the others are in the audit collection
+
+
+def plan(
+    run: RunDoc,
+    decision: Decision,
+    *,
+    now: datetime,
+    step_id: str | None = None,
+    token: str | None = None,
+    lapsed: bool = False,
+    unclaimed: tuple[str, ...] = (),
+    grants: Mapping[str, Grant] | None = None,
+    copied: int = 0,
+) -> Commit:
+    """Apply ``decision`` to ``run``. ``now``: MongoDB's time; ``copied``: the last audit event that is copied out."""
+    events, head = chain(run["_id"], run["audit"], decision.events)
+    opened = {key: _step(opening, now) for key, opening in decision.opened.items()}
+    grants = dict(grants or {})
+    gone = {*decision.closed, *opened}
+    steps = {key: step for key, step in run["steps"].items() if key not in gone} | opened
+    leases = {key: lease for key, lease in run["leases"].items() if key not in gone}
+    for key, grant in grants.items():
+        leases[key] = {"token": grant.token, "worker": grant.worker, "ms": grant.ms, "at": now}
+    kept = [event for event in run["events"] if event["seq"] > copied]
+    after: RunDoc = {
+        **run,
+        "rev": run["rev"] + 1,
+        "events": [*kept, *events],
+        "audit": head,
+        "steps": steps,
+        "leases": leases,
+    }
+    if decision.state is not None:
+        after["state"] = decision.state
+    if decision.usage is not None:
+        after["usage"] = decision.usage
+    after["status"] = _status(decision.status or run["status"], steps)
+    if decision.waste:
+        after["waste"] = cast(Waste, add(cast(dict[str, int], run["waste"]), decision.waste))
+    if decision.quarantine is not None:
+        after["quarantine"] = decision.quarantine
+    if token is not None and step_id is not None and not lapsed:
+        after["receipts"] = {**run["receipts"], step_id: token}
+    if decision.ends:
+        after["result"], after["error"], after["ended_at"] = decision.result, decision.error, now
+    after["next_due"] = _next_due(run["next_due"], after, now)
+    return Commit(
+        run["_id"],
+        run["rev"],
+        after,
+        events,
+        decision.closed,
+        opened,
+        grants,
+        step_id,
+        token,
+        lapsed,
+        unclaimed,
+        waste=decision.waste,
+        trimmed=len(kept) < len(run["events"]),
+    )
+
+
+def _status(status: str, steps: dict[str, Step]) -> str:
+    """A live run whose every open step is held waits for a person."""
+    if status in ("running", "waiting"):
+        return "waiting" if steps and all("held" in step for step in steps.values()) else "running"
+    return status
+
+
+def _step(opening: Opening, now: datetime) -> Step:
+    step: Step = {
+        "kind": opening.kind,
+        "pool": opening.pool,
+        "attempt": opening.attempt,
+        "recovery": opening.recovery,
+        "payload": opening.payload,
+        "hints": opening.hints,
+        "hinted_at": now,
+    }
+    if opening.held is not None:
+        step["held"] = opening.held
+    elif opening.delay_s > 0:
+        step["not_before"] = now + timedelta(seconds=opening.delay_s)
+    if opening.node:
+        step["node"] = opening.node
+    return step
+
+
+def add(total: dict[str, int], more: Mapping[str, int]) -> dict[str, int]:
+    """Sum of two counters."""
+    return {key: total.get(key, 0) + more.get(key, 0) for key in {*total, *more}}
+
+
+def step_due(step: Step, lease: Lease | None) -> datetime | None:
+    """When the scheduler must look at an open step: its lease is out, its time has come, its hint went unheard."""
+    if "held" in step:
+        return None
+    if lease is not None:
+        return lease["at"] + timedelta(milliseconds=lease["ms"])
+    if "not_before" in step:
+        return step["not_before"]
+    return step["hinted_at"] + HINT_GRACE * 2.0 ** min(step["hints"] - 1, 6)
+
+
+def due(run: RunDoc, now: datetime) -> datetime | None:
+    """When the scheduler must look at a run next; never later than something is due. A run that has ended is due
+    once more, until its audit events are copied out and its reply is stored."""
+    if not run["steps"]:
+        return now + HINT_GRACE
+    dues = [step_due(step, run["leases"].get(key)) for key, step in run["steps"].items()]
+    return min(run["deadline_at"], *(moment for moment in dues if moment is not None), run["deadline_at"])
+
+
+def _next_due(before: datetime | None, run: RunDoc, now: datetime) -> datetime | None:
+    """Keeps the stored value while it is a valid lower bound: an unchanged index entry costs nothing."""
+    wanted = due(run, now)
+    if before is not None and wanted is not None and now < before <= wanted:
+        return before
+    return wanted
+
+
+def hints(commit: Commit) -> list[tuple[Pool, Hint]]:
+    """What to publish after the commit: opened steps that may be claimed at once and that nobody holds."""
+    return [
+        (step["pool"], Hint(commit.run_id, key, step["attempt"]))
+        for key, step in commit.opened.items()
+        if key not in commit.grants and "not_before" not in step and "held" not in step
+    ]

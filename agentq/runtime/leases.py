@@ -1,0 +1,59 @@
+"""Keeping leases alive while their steps are worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from agentq.errors import Unavailable
+from agentq.store.api import Held, Store
+
+
+class LeaseKeeper:
+    """Renews the leases this process holds, in thirds of the lease time.
+
+    ``run`` belongs on an event loop in a thread of its own (with a store of its own), so that neither a blocked call
+    nor a busy loop can starve it. ``add``, ``drop`` and ``expired`` may be called from any thread.
+    """
+
+    def __init__(self, lease_ms: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.lease_ms = lease_ms
+        self._monotonic = monotonic
+        self._since: dict[Held, float] = {}
+        self._lost: set[Held] = set()
+
+    def add(self, held: Held, since: float | None = None) -> None:
+        """Start keeping a lease that was taken at ``since`` (monotonic seconds; now if not given)."""
+        self._since[held] = self._monotonic() if since is None else since
+
+    def drop(self, held: Held) -> None:
+        """The step is done; its lease went with the commit."""
+        self._since.pop(held, None)
+        self._lost.discard(held)
+
+    def expired(self, held: Held) -> bool:
+        """Is the lease known lost, or so old that it may be? Then no effect may start under it."""
+        since = self._since.get(held)
+        return held in self._lost or since is None or (self._monotonic() - since) * 1000 >= self.lease_ms
+
+    async def renew_due(self, store: Store) -> None:
+        """Renew what is older than a third of the lease time."""
+        now = self._monotonic()
+        due = [held for held, since in list(self._since.items()) if (now - since) * 1000 >= self.lease_ms / 3]
+        if not due:
+            return
+        lost = await store.renew(due, self.lease_ms)
+        self._lost |= lost & self._since.keys()
+        for held in due:
+            if held in self._since and held not in lost:
+                self._since[held] = now
+
+    async def run(self, store: Store) -> None:
+        """Renew until cancelled. A database that does not answer is tried again: the lease may still hold."""
+        while True:
+            await asyncio.sleep(self.lease_ms / 6000)
+            try:
+                await self.renew_due(store)
+            except Unavailable:
+                continue

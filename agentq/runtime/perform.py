@@ -1,0 +1,49 @@
+"""Performing the one effect of a step: a model call or a tool call. Whatever happens becomes an outcome."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from agentq.engine.decision import Failed, Observed, Outcome, Replied
+from agentq.engine.effects import ToolCallEffect
+from agentq.errors import ProviderError
+from agentq.llm.types import Llm
+from agentq.tools import Toolbox, ToolContext
+from schemas.llm import LlmCall
+from schemas.run import RunDoc
+
+log = logging.getLogger(__name__)
+
+
+async def perform(effect: LlmCall | ToolCallEffect, run: RunDoc, step_id: str, llm: Llm, toolbox: Toolbox) -> Outcome:
+    """Never raises but for cancellation: a bug in the transport or in the toolbox is a failed attempt."""
+    try:
+        if isinstance(effect, LlmCall):
+            return Replied(await llm.complete(effect), _now_ms())
+        return await _call_tool(effect, run, step_id, toolbox)
+    except ProviderError as error:
+        return Failed(error.code, error.message, error.retryable, error.retry_after_s, _now_ms())
+    except Exception as error:
+        log.exception("step %s of run %s failed unexpectedly", step_id, run["_id"])
+        return Failed("internal", f"{type(error).__name__} in the worker.", True, None, _now_ms())
+
+
+async def _call_tool(effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox: Toolbox) -> Observed:
+    context = ToolContext(
+        run_id=run["_id"],
+        step_id=step_id,
+        attempt=run["steps"][step_id]["attempt"],
+        tenant=run["tenant"],
+        user=run["user"],
+        conversation=run["conversation"],
+        agent=effect.agent or "",
+        idempotency_key=f"{run['_id']}:{step_id}",
+        deadline=time.monotonic() + (effect.spec.timeout_s if effect.spec else 0.0),
+    )
+    result = await toolbox.call(effect.name, effect.arguments, context, spec=effect.spec, allowed=effect.allowed)
+    return Observed(result.ok, result.code, result.content, result.unknown_outcome, result.latency_ms, _now_ms())
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

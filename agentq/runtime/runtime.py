@@ -1,0 +1,294 @@
+"""A worker's engine room: takes hints, works off their steps by the durability protocol, goes on in place if it can."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from agentq.engine import advance, commit
+from agentq.engine.commit import Commit, Grant
+from agentq.engine.decision import Decision, Failed, Outcome
+from agentq.engine.effects import effect
+from agentq.errors import AgentqError, Unavailable
+from agentq.llm.types import Llm
+from agentq.protocol import Hint, Pool
+from agentq.runtime.leases import LeaseKeeper
+from agentq.runtime.perform import perform
+from agentq.store.api import Held, Store, Verdict
+from agentq.tools import Toolbox
+from schemas.catalog import Bundle
+from schemas.chat import Message
+from schemas.run import RunDoc
+
+log = logging.getLogger(__name__)
+
+Publish = Callable[[Sequence[tuple[Pool, Hint]]], Awaitable[None]]
+Reply = Callable[[RunDoc], Awaitable[None]]
+CrashPoint = Callable[[str], None]
+
+MAX_EVENTS_IN_RUN = 50  # more are copied out before the run ends, so that the document stays small
+OUTAGE_PAUSE_S = 0.5
+
+# The named crash points, in the order a step passes them; tests kill the process at each.
+CRASH_POINTS = ("before_claim", "before_effect", "after_effect", "after_commit", "after_publish", "before_settle")
+
+
+async def no_reply(run: RunDoc) -> None:
+    """Nobody waits for an answer through Celery."""
+
+
+def no_crash(point: str) -> None:
+    """Production: crash points do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``steps_in_flight`` counts per pool in this process; ``lease_ms`` is how long a silent worker keeps a step."""
+
+    lease_ms: int = 30_000
+    max_attempts: int = 5
+    steps_in_flight: int = 200
+    inline: bool = True
+
+
+@dataclass(slots=True)
+class Carried:
+    """A run as this process knows it. Parallel steps of one run share it, and commit one after the other."""
+
+    run: RunDoc
+    bundle: Bundle
+    history: list[Message]
+    lock: asyncio.Lock
+    copied: int = 0
+
+
+class Runtime:
+    """Works on steps of the pools it serves. One event loop; ``handle`` may be called concurrently.
+
+    ``publish`` sends hints and may fail silently (the scheduler repeats them); ``reply`` stores the answer of a run
+    for a waiting Celery caller and may be repeated.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        llm: Llm,
+        toolbox: Toolbox,
+        publish: Publish,
+        *,
+        pools: Collection[Pool],
+        worker: str,
+        keeper: LeaseKeeper,
+        limits: Limits | None = None,
+        reply: Reply = no_reply,
+        crash: CrashPoint = no_crash,
+    ) -> None:
+        self.store = store
+        self._llm = llm
+        self._toolbox = toolbox
+        self._publish = publish
+        self._reply = reply
+        self._crash = crash
+        self._worker = worker
+        self._keeper = keeper
+        self._limits = limits or Limits()
+        self._room = {pool: asyncio.Semaphore(self._limits.steps_in_flight) for pool in pools}
+        self._bundles: dict[str, Bundle] = {}
+        self._prefix = os.urandom(6).hex()
+        self._count = itertools.count()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Stop going on in place: steps under way are finished, what follows is published for other workers."""
+        self._draining = True
+
+    async def handle(self, pool: Pool, hints: Sequence[Hint]) -> None:
+        """Work off the hints of one message; returns when their steps (and what was done in place) are committed."""
+        await asyncio.gather(*(self._from_hint(pool, hint) for hint in hints))
+
+    async def _from_hint(self, pool: Pool, hint: Hint) -> None:
+        """One hint. A failure of the outside leaves the step to its lease and the scheduler; nothing is raised."""
+        try:
+            await self._room[pool].acquire()
+            token = self._token()
+            self._crash("before_claim")
+            held = Held(hint.run_id, hint.step_id, token)
+            self._keeper.add(held)
+            try:
+                run = await self.store.claim(hint, self._grant(token))
+                carried = None if run is None else await self._carry(run, hint.step_id)
+            except BaseException:
+                self._room[pool].release()
+                self._keeper.drop(held)
+                raise
+            if carried is None:
+                self._room[pool].release()
+                self._keeper.drop(held)
+                return
+            await self._go_on(carried, [held])
+        except AgentqError as error:
+            log.warning("step %s of run %s is left to the scheduler: %s", hint.step_id, hint.run_id, error.code)
+        except Exception:
+            log.exception("step %s of run %s is left to the scheduler", hint.step_id, hint.run_id)
+
+    async def _carry(self, run: RunDoc, step_id: str) -> Carried:
+        bundle = await self._bundle(run["workflow"]["hash"])
+        carried = Carried(run, bundle, [], asyncio.Lock())
+        if run["steps"][step_id]["kind"] == "enter":
+            if (run["turn"] or 0) > 1:
+                carried.history = await self.store.history(run, bundle.workflow.limits.history_tokens)
+            self._enter(carried, step_id)
+        return carried
+
+    def _enter(self, carried: Carried, step_id: str) -> None:
+        at_ms = int(self.store.now().timestamp() * 1000)
+        carried.run = advance.enter_run(carried.bundle, carried.run, step_id, carried.history, at_ms)
+
+    async def _bundle(self, bundle_hash: str) -> Bundle:
+        known = self._bundles.get(bundle_hash)
+        if known is None:
+            known = await self.store.bundle(bundle_hash)
+            if known is None:
+                raise AgentqError("The run's workflow version is not registered.", code="unknown_workflow_version")
+            self._bundles[bundle_hash] = known
+        return known
+
+    async def _go_on(self, carried: Carried, holding: list[Held]) -> None:
+        """Do the steps we hold; each may give us more. A line of single steps is a loop, parallel ones fan out."""
+        while len(holding) == 1:
+            holding = await self._step(carried, holding[0])
+        if holding:
+            await asyncio.gather(*(self._go_on(carried, [held]) for held in holding))
+
+    async def _step(self, carried: Carried, held: Held) -> list[Held]:
+        """One leased step, from its effect to its commit; gives the steps to go on with in place."""
+        pool = carried.run["steps"][held.step_id]["pool"]
+        try:
+            self._crash("before_effect")
+            if self._keeper.expired(held):
+                log.warning("lease of step %s of run %s lost before its effect", held.step_id, held.run_id)
+                return []
+            wanted = effect(carried.bundle, carried.run, held.step_id)
+            outcome = await perform(wanted, carried.run, held.step_id, self._llm, self._toolbox)
+            self._crash("after_effect")
+            async with carried.lock:
+                planned = await self._commit(carried, held, outcome)
+        finally:
+            self._room[pool].release()
+            self._keeper.drop(held)
+        if planned is None:
+            await self._book_waste(held, outcome)
+            return []
+        self._crash("after_commit")
+        if hints := commit.hints(planned):
+            await self._publish(hints)
+        self._crash("after_publish")
+        await self._copy_out(carried, planned.after)
+        return [Held(held.run_id, step_id, grant.token) for step_id, grant in planned.grants.items()]
+
+    async def _commit(self, carried: Carried, held: Held, outcome: Outcome) -> Commit | None:
+        """Decide and write until it is written; None if the lease is lost. The effect is never repeated here.
+
+        An outage of the database is waited out: the outcome in hand is worth more than the slot, and a commit that
+        was applied without our hearing of it shows by its receipt.
+        """
+        while True:
+            run = carried.run
+            decision = advance.advance(carried.bundle, run, held.step_id, outcome, self._limits.max_attempts)
+            grants = await self._grants(run["_id"], decision)
+            planned = commit.plan(
+                run, decision, now=self.store.now(), step_id=held.step_id, token=held.token, grants=grants,
+                copied=carried.copied,
+            )  # fmt: skip
+            try:
+                verdict = await self._persist(planned)
+            except BaseException:
+                self._give_back(run["_id"], decision, grants)
+                raise
+            if verdict is Verdict.APPLIED:
+                carried.run = planned.after
+                return planned
+            self._give_back(run["_id"], decision, grants)
+            if verdict is Verdict.FENCED or not await self._refresh(carried, held.step_id):
+                return None
+
+    async def _persist(self, planned: Commit) -> Verdict:
+        while True:
+            try:
+                return await self.store.commit(planned)
+            except Unavailable as error:
+                log.warning("commit of run %s waits: %s", planned.run_id, error.code)
+                await asyncio.sleep(OUTAGE_PAUSE_S)
+
+    async def _refresh(self, carried: Carried, step_id: str) -> bool:
+        """Somebody else committed first: take the run as it is now. False if the step is no longer open."""
+        run = None
+        while run is None:
+            try:
+                run = await self.store.load(carried.run["_id"])
+            except Unavailable:
+                await asyncio.sleep(OUTAGE_PAUSE_S)
+                continue
+            if run is None:
+                return False
+        if step_id not in run["steps"]:
+            return False
+        carried.run = run
+        if run["steps"][step_id]["kind"] == "enter":
+            self._enter(carried, step_id)
+        return True
+
+    async def _grants(self, run_id: str, decision: Decision) -> dict[str, Grant]:
+        """Leases for the steps this process can go on with at once: it serves their pool and has room."""
+        grants: dict[str, Grant] = {}
+        if not self._limits.inline or self._draining or decision.ends:
+            return grants
+        for step_id, opening in decision.opened.items():
+            room = self._room.get(opening.pool)
+            if room is None or room.locked() or opening.delay_s > 0 or opening.held is not None:
+                continue
+            await room.acquire()
+            grants[step_id] = self._grant(self._token())
+            self._keeper.add(Held(run_id, step_id, grants[step_id].token))
+        return grants
+
+    def _give_back(self, run_id: str, decision: Decision, grants: dict[str, Grant]) -> None:
+        for step_id, grant in grants.items():
+            self._room[decision.opened[step_id].pool].release()
+            self._keeper.drop(Held(run_id, step_id, grant.token))
+
+    def _grant(self, token: str) -> Grant:
+        return Grant(token, self._worker, self._limits.lease_ms)
+
+    def _token(self) -> str:
+        return f"{self._prefix}{next(self._count):x}"
+
+    async def _book_waste(self, held: Held, outcome: Outcome) -> None:
+        """We are a zombie: our lease was lost while we worked. State stays as it is; the money is booked."""
+        log.warning("step %s of run %s was taken over; its outcome is dropped", held.step_id, held.run_id)
+        if isinstance(outcome, Failed):
+            return
+        cost = getattr(getattr(outcome, "reply", None), "cost_nano_usd", None)
+        if cost is not None:
+            await self.store.book_waste(held.run_id, {"llm_calls": 1, "cost_nano_usd": cost})
+
+    async def _copy_out(self, carried: Carried, run: RunDoc) -> None:
+        """Audit events leave the run when it has ended, or when there are many."""
+        if run["ended_at"] is not None:
+            self._crash("before_settle")
+            await finish(self.store, self._reply, run)
+        elif len(run["events"]) > MAX_EVENTS_IN_RUN:
+            await self.store.copy_audit(run["events"])
+            carried.copied = run["events"][-1]["seq"]
+
+
+async def finish(store: Store, reply: Reply, run: RunDoc) -> None:
+    """After a run has ended: audit events out, answer to a waiting caller, then nothing more is due. Repeatable."""
+    await store.copy_audit(run["events"])
+    if run["reply"] is not None:
+        await reply(run)
+    await store.settle(run)

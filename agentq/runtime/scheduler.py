@@ -1,0 +1,133 @@
+"""The scheduler: looks only at runs that are due, and makes good what crashes, outages and waiting left undone.
+
+Several may run: every act is a conditional commit, and who loses the race does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from agentq.engine import commit
+from agentq.engine.recovery import look
+from agentq.errors import AgentqError
+from agentq.protocol import TERMINAL, Hint, Pool
+from agentq.runtime.runtime import CrashPoint, Publish, Reply, finish, no_crash
+from agentq.store.api import Store, Verdict
+from schemas.run import RunDoc
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN = timedelta(seconds=1)  # after a lost race, or where our clock ran ahead of MongoDB's
+BrokerLost = Callable[[], Awaitable[bool]]
+
+
+class Scheduler:
+    """``tick`` does everything that is due now. ``broker_lost`` says, once, that the broker has lost its data."""
+
+    def __init__(
+        self,
+        store: Store,
+        publish: Publish,
+        broker_lost: BrokerLost,
+        *,
+        name: str,
+        reply: Reply,
+        max_attempts: int,
+        batch: int = 500,
+        crash: CrashPoint = no_crash,
+    ) -> None:
+        self._store = store
+        self._publish = publish
+        self._broker_lost = broker_lost
+        self._name = name
+        self._reply = reply
+        self._max_attempts = max_attempts
+        self._batch = batch
+        self._crash = crash
+
+    async def tick(self) -> int:
+        """One round: how many runs were looked at. Raises ``Unavailable`` where a server does not answer."""
+        if await self._broker_lost():
+            await self._publish_all()
+        looked = 0
+        while True:
+            runs = await self._store.due(self._batch)
+            looked += len(runs)
+            await asyncio.gather(*(self._look(run) for run in runs))
+            if len(runs) < self._batch:
+                break
+        await self._store.beat(f"scheduler:{self._name}", {"kind": "scheduler", "looked_at": looked})
+        return looked
+
+    async def run(self, interval_s: float) -> None:
+        """Tick until cancelled; an outage is reported and waited out."""
+        clock_ticks = 0
+        while True:
+            try:
+                if clock_ticks % max(1, int(60 / interval_s)) == 0:
+                    await self._store.sync_clock()
+                clock_ticks += 1
+                await self.tick()
+            except AgentqError as error:
+                log.warning("the scheduler waits: %s", error)
+            await asyncio.sleep(interval_s)
+
+    async def _look(self, run: RunDoc) -> None:
+        """Everything that is due about one run; a run that cannot be handled does not stop the others."""
+        try:
+            if run["status"] in TERMINAL:
+                await finish(self._store, self._reply, run)
+            else:
+                await self._mend(run)
+        except AgentqError as error:
+            log.warning("run %s stays due: %s", run["_id"], error)
+        except Exception:
+            log.exception("run %s stays due", run["_id"])
+
+    async def _mend(self, run: RunDoc) -> None:
+        hints: list[tuple[Pool, Hint]] = []
+        while (act := look(run, self._store.now(), self._max_attempts)) is not None:
+            planned = commit.plan(
+                run, act.decision, now=self._store.now(), step_id=act.step_id, token=act.token, lapsed=act.lapsed,
+                unclaimed=act.unclaimed,
+            )  # fmt: skip
+            verdict = await self._store.commit(planned)
+            if verdict is not Verdict.APPLIED:
+                await self._store.set_due(run, self._store.now() + LOOK_AGAIN)
+                break
+            self._crash("scheduler_after_commit")
+            hints += commit.hints(planned)
+            run = planned.after
+            if run["status"] in TERMINAL:
+                await finish(self._store, self._reply, run)
+                return
+        else:
+            await self._store.set_due(run, commit.due(run, self._store.now()))
+        if hints:
+            await self._publish(hints)
+
+    async def _publish_all(self) -> None:
+        """The broker came back empty: every step that could be claimed is hinted again, in moderate batches."""
+        log.warning("the broker has lost its data; live runs are dispatched again")
+        hints: list[tuple[Pool, Hint]] = []
+        count = 0
+        async for run in self._store.live():
+            hints += claimable(run)
+            if len(hints) >= self._batch:
+                await self._publish(hints)
+                count, hints = count + len(hints), []
+        if hints:
+            await self._publish(hints)
+        log.warning("dispatched %d steps again", count + len(hints))
+
+
+def claimable(run: RunDoc) -> list[tuple[Pool, Hint]]:
+    """Hints for the steps of a run that a worker may claim now."""
+    return [
+        (step["pool"], Hint(run["_id"], step_id, step["attempt"]))
+        for step_id, step in run["steps"].items()
+        if step_id not in run["leases"] and "not_before" not in step and "held" not in step
+    ]

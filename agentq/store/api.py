@@ -1,0 +1,85 @@
+"""What a store promises. Two implementations: MongoDB and, for unit tests and simulation, memory.
+
+Every method may raise ``agentq.errors.Unavailable``; then the outcome is unknown and the call may be repeated as it
+is: each is idempotent by its conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from agentq.engine.commit import Commit, Grant
+from agentq.protocol import Event, Hint
+from schemas.catalog import Bundle
+from schemas.chat import Message
+from schemas.run import RunDoc
+
+
+class Verdict(Enum):
+    """What became of a commit."""
+
+    APPLIED = "applied"
+    MOVED = "moved"  # somebody else committed to the run first; the lease still holds: decide again on the fresh run
+    FENCED = "fenced"  # the lease is lost (or the run ended): nothing of this attempt may be written
+
+
+class Held(NamedTuple):
+    """A lease as its holder knows it."""
+
+    run_id: str
+    step_id: str
+    token: str
+
+
+class Store(Protocol):
+    def now(self) -> datetime:
+        """MongoDB's time, by this process's last measurement. For due times; leases use the server's own clock."""
+
+    async def sync_clock(self) -> None:
+        """Measure MongoDB's time again."""
+
+    async def claim(self, hint: Hint, grant: Grant) -> RunDoc | None:
+        """Take the lease of an open step: the run as it then is; None if there is nothing to do (duplicate, stale
+        attempt, leased, waiting, held, cancelled, ended)."""
+
+    async def commit(self, commit: Commit) -> Verdict:
+        """One conditional, majority-journaled write; see ``Commit`` and ``Verdict``."""
+
+    async def renew(self, leases: Sequence[Held], ms: int) -> set[Held]:
+        """Prolong leases by MongoDB's clock; gives those that are lost."""
+
+    async def load(self, run_id: str) -> RunDoc | None:
+        """The run as it is, None if there is none."""
+
+    async def due(self, limit: int) -> list[RunDoc]:
+        """Runs the scheduler must look at now, longest due first."""
+
+    async def set_due(self, run: RunDoc, due: datetime | None) -> None:
+        """Nothing was due: look again at ``due``. No effect if the run has moved on."""
+
+    async def copy_audit(self, events: Sequence[Event]) -> None:
+        """Append events to the audit collection; those already there are left as they are."""
+
+    async def settle(self, run: RunDoc) -> None:
+        """A run that has ended, its events copied and its reply stored, needs no more looking after."""
+
+    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
+        """Count what a worker without a lease spent. Not idempotent; called once a lost attempt."""
+
+    async def history(self, run: RunDoc, tokens: int) -> list[Message]:
+        """Earlier turns of the run's conversation, oldest first, the newest that fit into the window."""
+
+    async def bundle(self, bundle_hash: str) -> Bundle | None:
+        """A registered version of a workflow."""
+
+    async def register(self, bundles: Sequence[Bundle]) -> None:
+        """Make versions known and current for new runs."""
+
+    def live(self) -> AsyncIterator[RunDoc]:
+        """All runs that have not ended: what must be published again when the broker lost its data."""
+
+    async def beat(self, name: str, facts: dict[str, Any]) -> None:
+        """A sign of life of a scheduler, for doctor and health checks."""

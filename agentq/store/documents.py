@@ -1,0 +1,151 @@
+"""The shapes of the store's conditions and updates, apart from any connection: pure, so they can be read and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from agentq.engine.commit import Commit, Grant
+from agentq.protocol import START_STEP, Event, Hint
+from agentq.store.api import Held, Verdict
+from schemas.chat import Message
+from schemas.run import RunDoc
+
+Doc = dict[str, Any]
+CLAIMABLE = ["queued", "running", "waiting"]
+
+
+def claim(hint: Hint, grant: Grant) -> tuple[Doc, Doc]:
+    """Condition and update of a claim: the step is open at this attempt, may start, and nobody holds it."""
+    step, lease = f"steps.{hint.step_id}", f"leases.{hint.step_id}"
+    condition = {
+        "_id": hint.run_id,
+        "status": {"$in": CLAIMABLE},
+        "cancel": None,
+        f"{step}.attempt": hint.attempt,
+        f"{step}.not_before": None,
+        f"{step}.held": None,
+        lease: None,
+    }
+    written: Doc = {f"{lease}.token": grant.token, f"{lease}.worker": grant.worker, f"{lease}.ms": grant.ms}
+    if hint.step_id == START_STEP:
+        written["status"] = "running"
+    return condition, {"$set": written, "$currentDate": {f"{lease}.at": True}}
+
+
+def commit(planned: Commit) -> tuple[Doc, Doc]:
+    """Condition and update of a commit."""
+    return _commit_condition(planned), _commit_update(planned)
+
+
+def _commit_condition(planned: Commit) -> Doc:
+    condition: Doc = {"_id": planned.run_id, "rev": planned.rev}
+    if planned.token is not None:
+        condition[f"leases.{planned.step_id}.token"] = planned.token
+    for step_id in planned.unclaimed:
+        condition[f"leases.{step_id}"] = None
+    if planned.lapsed:
+        lease = f"$leases.{planned.step_id}"
+        condition["$expr"] = {"$lt": [{"$add": [f"{lease}.at", f"{lease}.ms"]}, "$$NOW"]}
+    return condition
+
+
+def _commit_update(planned: Commit) -> Doc:
+    after = planned.after
+    always = ("rev", "state", "status", "usage", "audit", "next_due")
+    written: Doc = {name: after[name] for name in always}  # type: ignore[literal-required]
+    if planned.step_id in after["receipts"]:
+        written[f"receipts.{planned.step_id}"] = after["receipts"][planned.step_id]
+    if after["ended_at"] is not None:
+        written |= {"result": after["result"], "error": after["error"], "ended_at": after["ended_at"]}
+    if "quarantine" in after:
+        written["quarantine"] = after["quarantine"]
+    update: Doc = {"$set": written}
+    if planned.trimmed:
+        written["events"] = after["events"]
+    elif planned.events:
+        update["$push"] = {"events": {"$each": planned.events}}
+    if planned.waste:
+        update["$inc"] = {f"waste.{name}": amount for name, amount in planned.waste.items()}
+    if after["steps"]:
+        _update_steps(planned, update)
+    else:
+        written |= {"steps": {}, "leases": {}}
+    return update
+
+
+def _update_steps(planned: Commit, update: Doc) -> None:
+    """Each open step by its own path, so that leases taken on others meanwhile are left alone."""
+    dropped: Doc = {}
+    clocks: Doc = {}
+    for step_id in planned.closed:
+        dropped[f"steps.{step_id}"] = dropped[f"leases.{step_id}"] = ""
+    for step_id, step in planned.opened.items():
+        update["$set"][f"steps.{step_id}"] = step
+        if step_id not in planned.grants:
+            dropped[f"leases.{step_id}"] = ""
+    for step_id, grant in planned.grants.items():
+        lease = f"leases.{step_id}"
+        update["$set"] |= {f"{lease}.token": grant.token, f"{lease}.worker": grant.worker, f"{lease}.ms": grant.ms}
+        clocks[f"{lease}.at"] = True
+    if dropped:
+        update["$unset"] = dropped
+    if clocks:
+        update["$currentDate"] = clocks
+
+
+def verdict(doc: Doc | None, planned: Commit) -> Verdict:
+    """What became of a commit, read from the run afterwards."""
+    if doc is None:
+        return Verdict.FENCED
+    if planned.step_id is not None and not planned.lapsed and doc["receipts"].get(planned.step_id) == planned.token:
+        return Verdict.APPLIED
+    if planned.events and doc["audit"] == planned.after["audit"]:
+        return Verdict.APPLIED
+    if planned.token is not None and not holds(doc, planned.step_id or "", planned.token):
+        return Verdict.FENCED
+    return Verdict.MOVED
+
+
+def holds(doc: Doc | None, step_id: str, token: str) -> bool:
+    """Is the step leased with this token?"""
+    return doc is not None and doc["leases"].get(step_id, {}).get("token") == token
+
+
+def renewal(lease: Held, ms: int) -> tuple[Doc, Doc]:
+    """Prolong a lease that still carries our token; the run need not be looked at before it is out."""
+    path = f"leases.{lease.step_id}"
+    return (
+        {"_id": lease.run_id, f"{path}.token": lease.token},
+        {"$set": {f"{path}.ms": ms}, "$currentDate": {f"{path}.at": True}},
+    )
+
+
+def audit_record(event: Event) -> Doc:
+    """An event as a document; its id makes copying it twice harmless."""
+    return {"_id": f"{event['run']}:{event['seq']:06d}", **event}
+
+
+def earlier_turns(run: RunDoc) -> Doc:
+    """The answered turns of the run's conversation before it."""
+    return {
+        "tenant": run["tenant"],
+        "conversation": run["conversation"],
+        "turn": {"$lt": run["turn"]},
+        "status": "succeeded",
+    }
+
+
+def window(newest_first: Iterable[Doc], tokens: int) -> list[Message]:
+    """The newest answered turns that fit into ``tokens``, as messages, oldest first.
+
+    About four characters a token, and eight tokens for the frame of a turn.
+    """
+    turns: list[list[Message]] = []
+    for doc in newest_first:
+        asked, answered = doc["input"], doc["result"]["answer"]
+        tokens -= (len(asked) + len(answered)) // 4 + 8
+        if tokens < 0:
+            break
+        turns.append([{"role": "user", "content": asked}, {"role": "assistant", "content": answered}])
+    return [message for turn in reversed(turns) for message in turn]

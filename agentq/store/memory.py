@@ -1,0 +1,156 @@
+"""The store in memory, for unit tests and simulation: the same promises, checked by the same contract suite.
+
+One event loop, no concurrency inside a method: each is atomic, like a single-document write. The clock is an argument.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from agentq.engine.commit import Commit, Grant
+from agentq.protocol import START_STEP, Event, Hint
+from agentq.store import documents
+from agentq.store.api import Held, Verdict
+from schemas.catalog import Bundle
+from schemas.chat import Message
+from schemas.run import RunDoc
+
+
+class MemoryStore:
+    """``agentq.store.api.Store`` in dicts. ``clock`` is the server's clock."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self.runs: dict[str, RunDoc] = {}
+        self.audit: dict[str, Event] = {}
+        self.bundles: dict[str, Bundle] = {}
+        self.beats: dict[str, dict[str, Any]] = {}
+
+    def now(self) -> datetime:
+        return self._clock()
+
+    async def sync_clock(self) -> None:
+        """Nothing to measure: the clock is an argument."""
+
+    def insert(self, doc: dict[str, Any]) -> None:
+        """Give birth to a run, as a client's insert does."""
+        self.runs[doc["_id"]] = cast("RunDoc", copy.deepcopy(doc))
+
+    async def claim(self, hint: Hint, grant: Grant) -> RunDoc | None:
+        run = self.runs.get(hint.run_id)
+        if run is None or run["status"] not in documents.CLAIMABLE or run["cancel"] is not None:
+            return None
+        step = run["steps"].get(hint.step_id)
+        if step is None or step["attempt"] != hint.attempt or "not_before" in step or "held" in step:
+            return None
+        if hint.step_id in run["leases"]:
+            return None
+        run["leases"][hint.step_id] = {
+            "token": grant.token,
+            "worker": grant.worker,
+            "ms": grant.ms,
+            "at": self._clock(),
+        }
+        if hint.step_id == START_STEP:
+            run["status"] = "running"
+        return copy.deepcopy(run)
+
+    async def commit(self, commit: Commit) -> Verdict:
+        run = self.runs.get(commit.run_id)
+        if run is None or not self._applies(run, commit):
+            return documents.verdict(cast("dict[str, Any] | None", run), commit)
+        waste = dict(run["waste"])
+        after = copy.deepcopy(commit.after)
+        after["cancel"] = run["cancel"]
+        after["leases"] = self._leases(run, commit, after)
+        self.runs[commit.run_id] = after
+        for name, amount in commit.waste.items():
+            waste[name] = cast("int", waste.get(name, 0)) + amount
+        after["waste"] = cast("Any", waste)
+        return Verdict.APPLIED
+
+    def _applies(self, run: RunDoc, commit: Commit) -> bool:
+        if run["rev"] != commit.rev or any(step_id in run["leases"] for step_id in commit.unclaimed):
+            return False
+        if commit.token is None or commit.step_id is None:
+            return True
+        lease = run["leases"].get(commit.step_id)
+        if lease is None or lease["token"] != commit.token:
+            return False
+        return not commit.lapsed or lease["at"] + timedelta(milliseconds=lease["ms"]) < self._clock()
+
+    def _leases(self, run: RunDoc, commit: Commit, after: RunDoc) -> dict[str, Any]:
+        """Stored leases win over the committer's picture of them, except for the steps the commit writes itself."""
+        gone = {*commit.closed, *commit.opened}
+        kept = {key: lease for key, lease in run["leases"].items() if key not in gone and key in after["steps"]}
+        for key, grant in commit.grants.items():
+            kept[key] = {"token": grant.token, "worker": grant.worker, "ms": grant.ms, "at": self._clock()}
+        return kept
+
+    async def renew(self, leases: Sequence[Held], ms: int) -> set[Held]:
+        lost: set[Held] = set()
+        for held in leases:
+            run = self.runs.get(held.run_id)
+            lease = run["leases"].get(held.step_id) if run else None
+            if lease is None or lease["token"] != held.token:
+                lost.add(held)
+            else:
+                lease["ms"], lease["at"] = ms, self._clock()
+        return lost
+
+    async def load(self, run_id: str) -> RunDoc | None:
+        return copy.deepcopy(self.runs.get(run_id))
+
+    async def due(self, limit: int) -> list[RunDoc]:
+        now = self._clock()
+        found = [(run["next_due"], run) for run in self.runs.values() if run["next_due"] is not None]
+        ready = sorted(((due, run["_id"], run) for due, run in found if due <= now), key=lambda item: item[:2])
+        return [copy.deepcopy(run) for _, _, run in ready[:limit]]
+
+    async def set_due(self, run: RunDoc, due: datetime | None) -> None:
+        stored = self.runs.get(run["_id"])
+        if stored is not None and stored["rev"] == run["rev"]:
+            stored["next_due"] = due
+
+    async def live(self) -> AsyncIterator[RunDoc]:
+        for run_id in sorted(self.runs):
+            if self.runs[run_id]["next_due"] is not None:
+                yield copy.deepcopy(self.runs[run_id])
+
+    async def copy_audit(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.audit.setdefault(documents.audit_record(event)["_id"], copy.deepcopy(event))
+
+    async def settle(self, run: RunDoc) -> None:
+        stored = self.runs.get(run["_id"])
+        if stored is not None and stored["rev"] == run["rev"]:
+            stored["events"], stored["next_due"] = [], None
+
+    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
+        run = self.runs.get(run_id)
+        if run is not None:
+            counted = cast("dict[str, int]", run["waste"])
+            for name, amount in waste.items():
+                counted[name] = counted.get(name, 0) + amount
+
+    async def history(self, run: RunDoc, tokens: int) -> list[Message]:
+        earlier = [
+            cast("dict[str, Any]", other)
+            for other in self.runs.values()
+            if other["tenant"] == run["tenant"] and other["conversation"] == run["conversation"]
+            and other["status"] == "succeeded" and (other["turn"] or 0) < (run["turn"] or 0)
+        ]  # fmt: skip
+        earlier.sort(key=lambda doc: cast("int", doc["turn"]), reverse=True)
+        return documents.window(earlier, tokens)
+
+    async def bundle(self, bundle_hash: str) -> Bundle | None:
+        return self.bundles.get(bundle_hash)
+
+    async def register(self, bundles: Sequence[Bundle]) -> None:
+        self.bundles |= {bundle.hash: bundle for bundle in bundles}
+
+    async def beat(self, name: str, facts: dict[str, Any]) -> None:
+        self.beats[name] = {**facts, "at": self._clock()}

@@ -1,0 +1,249 @@
+"""The store on MongoDB: every query has a name here, and no other module of the system speaks to the database.
+
+Writes are majority-acknowledged and journaled. Claims, commits and audit inserts that become ready while one is under
+way go out together (``agentq.group``). One event loop owns a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, cast
+
+from bson.codec_options import CodecOptions
+from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne
+from pymongo.errors import BulkWriteError, ConnectionFailure, ExecutionTimeout, PyMongoError, WriteConcernError
+
+from agentq.engine.commit import Commit, Grant
+from agentq.errors import AgentqError, ConfigError, Unavailable
+from agentq.group import Group
+from agentq.protocol import Event, Hint
+from agentq.store import documents
+from agentq.store.api import Held, Verdict
+from schemas.catalog import Bundle
+from schemas.chat import Message
+from schemas.run import RunDoc
+
+T = TypeVar("T")
+Doc = dict[str, Any]
+
+OPTIONS: Doc = {
+    "w": "majority",
+    "journal": True,
+    "retryWrites": True,
+    "retryReads": True,
+    "serverSelectionTimeoutMS": 20_000,  # longer than an election: a failover is a pause, not an error
+    "connectTimeoutMS": 3_000,
+    "socketTimeoutMS": 20_000,
+    "appname": "agentq",
+}
+DUPLICATE_KEY = 11000
+
+RUN_INDEXES = [
+    IndexModel([("next_due", ASCENDING)], name="due", partialFilterExpression={"next_due": {"$type": "date"}}),
+    IndexModel(
+        [("tenant", ASCENDING), ("idempotency_key", ASCENDING)],
+        name="idempotency",
+        unique=True,
+        partialFilterExpression={"idempotency_key": {"$type": "string"}},
+    ),
+    IndexModel(
+        [("tenant", ASCENDING), ("conversation", ASCENDING), ("turn", ASCENDING)],
+        name="turns",
+        unique=True,
+        partialFilterExpression={"conversation": {"$type": "string"}},
+    ),
+]
+
+
+class MongoStore:
+    """``agentq.store.api.Store`` on a MongoDB replica set. Create it inside the event loop that will use it."""
+
+    def __init__(self, url: str, database: str = "agentq") -> None:
+        self._client: AsyncMongoClient[Doc] = AsyncMongoClient(url, **OPTIONS)
+        options: CodecOptions[Doc] = CodecOptions(tz_aware=True, tzinfo=UTC)
+        self._db = self._client.get_database(database, codec_options=options)
+        self.runs = self._db["runs"]
+        self.audit = self._db["audit"]
+        self._offset = timedelta(0)
+        self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
+        self._commits: Group[Commit, Verdict] = Group(self._commit_group)
+        self._copies: Group[Sequence[Event], None] = Group(self._copy_group)
+        self._settles: Group[RunDoc, None] = Group(self._settle_group)
+
+    async def open(self) -> None:
+        """Check the server, measure its clock, make sure of the indexes. Safe to repeat.
+
+        Raises ``ConfigError`` where the server is no replica set (writes could be lost), ``Unavailable`` where none
+        answers.
+        """
+        hello = await self._answer(self._db.command("hello"))
+        if "setName" not in hello:
+            raise ConfigError(
+                "MongoDB runs as a standalone server.",
+                code="mongo_standalone",
+                hint="Start it with --replSet and run replSetInitiate; a single node is enough.",
+            )
+        await self.sync_clock()
+        await self._answer(self.runs.create_indexes(RUN_INDEXES))
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def sync_clock(self) -> None:
+        """Measure how far this process's clock is from MongoDB's."""
+        before = datetime.now(UTC)
+        hello = await self._answer(self._db.command("hello"))
+        after = datetime.now(UTC)
+        self._offset = hello["localTime"] - (before + (after - before) / 2)
+
+    def now(self) -> datetime:
+        moment = datetime.now(UTC) + self._offset
+        return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+    # -- the protocol -----------------------------------------------------------------------------------------------
+
+    async def claim(self, hint: Hint, grant: Grant) -> RunDoc | None:
+        return await self._claims((hint, grant))
+
+    async def _claim_group(self, claims: list[tuple[Hint, Grant]]) -> list[RunDoc | Exception | None]:
+        writes = [documents.claim(hint, grant) for hint, grant in claims]
+        if len(writes) == 1:
+            condition, update = writes[0]
+            found = self.runs.find_one_and_update(condition, update, return_document=ReturnDocument.AFTER)
+            return [cast("RunDoc | None", await self._answer(found))]
+        await self._answer(self.runs.bulk_write([UpdateOne(*write) for write in writes], ordered=False))
+        ids = list({hint.run_id for hint, _ in claims})
+        docs = {doc["_id"]: doc for doc in await self._answer(self.runs.find({"_id": {"$in": ids}}).to_list())}
+        return [
+            cast(
+                "RunDoc | None",
+                docs[hint.run_id] if documents.holds(docs.get(hint.run_id), hint.step_id, grant.token) else None,
+            )
+            for hint, grant in claims
+        ]
+
+    async def commit(self, commit: Commit) -> Verdict:
+        return await self._commits(commit)
+
+    async def _commit_group(self, commits: list[Commit]) -> list[Verdict | Exception]:
+        writes = [UpdateOne(*documents.commit(commit)) for commit in commits]
+        written = await self._answer(self.runs.bulk_write(writes, ordered=False))
+        if written.matched_count == len(writes):
+            return [Verdict.APPLIED] * len(writes)
+        ids = list({commit.run_id for commit in commits})
+        fields = {"rev": 1, "receipts": 1, "leases": 1, "audit": 1}
+        docs = {doc["_id"]: doc for doc in await self._answer(self.runs.find({"_id": {"$in": ids}}, fields).to_list())}
+        return [documents.verdict(docs.get(commit.run_id), commit) for commit in commits]
+
+    async def renew(self, leases: Sequence[Held], ms: int) -> set[Held]:
+        if not leases:
+            return set()
+        writes = [UpdateOne(*documents.renewal(lease, ms)) for lease in leases]
+        written = await self._answer(self.runs.bulk_write(writes, ordered=False))
+        if written.matched_count == len(writes):
+            return set()
+        ids = list({lease.run_id for lease in leases})
+        docs = {
+            doc["_id"]: doc
+            for doc in await self._answer(self.runs.find({"_id": {"$in": ids}}, {"leases": 1}).to_list())
+        }
+        return {lease for lease in leases if not documents.holds(docs.get(lease.run_id), lease.step_id, lease.token)}
+
+    async def load(self, run_id: str) -> RunDoc | None:
+        return cast("RunDoc | None", await self._answer(self.runs.find_one({"_id": run_id})))
+
+    async def copy_audit(self, events: Sequence[Event]) -> None:
+        if events:
+            await self._copies(events)
+
+    async def _copy_group(self, groups: list[Sequence[Event]]) -> list[None]:
+        records = [documents.audit_record(event) for events in groups for event in events]
+        try:
+            await self._answer(self.audit.insert_many(records, ordered=False))
+        except BulkWriteError as error:
+            others = [one for one in error.details["writeErrors"] if one["code"] != DUPLICATE_KEY]
+            if others:
+                raise Unavailable(f"MongoDB refused an audit record: {others[0].get('errmsg', '')}") from error
+        return [None] * len(groups)
+
+    async def settle(self, run: RunDoc) -> None:
+        await self._settles(run)
+
+    async def _settle_group(self, runs: list[RunDoc]) -> list[None]:
+        writes = [
+            UpdateOne({"_id": run["_id"], "rev": run["rev"]}, {"$set": {"events": [], "next_due": None}})
+            for run in runs
+        ]
+        await self._answer(self.runs.bulk_write(writes, ordered=False))
+        return [None] * len(runs)
+
+    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
+        counted = {f"waste.{name}": amount for name, amount in waste.items()}
+        await self._answer(self.runs.update_one({"_id": run_id}, {"$inc": counted}))
+
+    # -- the scheduler ----------------------------------------------------------------------------------------------
+
+    async def due(self, limit: int) -> list[RunDoc]:
+        found = self.runs.find({"next_due": {"$lte": self.now()}}).sort("next_due", ASCENDING).limit(limit)
+        return cast("list[RunDoc]", await self._answer(found.to_list()))
+
+    async def set_due(self, run: RunDoc, due: datetime | None) -> None:
+        await self._answer(self.runs.update_one({"_id": run["_id"], "rev": run["rev"]}, {"$set": {"next_due": due}}))
+
+    async def live(self) -> AsyncIterator[RunDoc]:
+        cursor = self.runs.find({"next_due": {"$type": "date"}}).hint("due")
+        try:
+            async for doc in cursor:
+                yield cast("RunDoc", doc)
+        except PyMongoError as error:
+            raise _translate(error) from error
+
+    async def beat(self, name: str, facts: dict[str, Any]) -> None:
+        await self._answer(
+            self._db["heartbeats"].update_one({"_id": name}, {"$set": facts, "$currentDate": {"at": True}}, upsert=True)
+        )
+
+    # -- workflows and conversations --------------------------------------------------------------------------------
+
+    async def bundle(self, bundle_hash: str) -> Bundle | None:
+        doc = await self._answer(self._db["workflows"].find_one({"_id": bundle_hash}))
+        return Bundle.model_validate(doc["bundle"]) if doc else None
+
+    async def register(self, bundles: Sequence[Bundle]) -> None:
+        for bundle in bundles:
+            known = {"name": bundle.workflow.name, "bundle": bundle.model_dump(mode="json")}
+            await self._answer(
+                self._db["workflows"].update_one({"_id": bundle.hash}, {"$setOnInsert": known}, upsert=True)
+            )
+            current = bundle.registered()
+            await self._answer(
+                self._db["workflow_names"].replace_one({"_id": bundle.workflow.name}, dict(current), upsert=True)
+            )
+
+    async def history(self, run: RunDoc, tokens: int) -> list[Message]:
+        condition = documents.earlier_turns(run)
+        fields = {"input": 1, "result.answer": 1}
+        cursor = self.runs.find(condition, fields).sort("turn", -1).limit(200)
+        return documents.window(await self._answer(cursor.to_list()), tokens)
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        """Await a call to MongoDB; a failure that may pass becomes ``Unavailable``, its outcome unknown."""
+        try:
+            return await call
+        except BulkWriteError as error:
+            if error.details.get("writeErrors"):
+                raise
+            raise _translate(error) from error
+        except PyMongoError as error:
+            raise _translate(error) from error
+
+
+def _translate(error: PyMongoError) -> AgentqError:
+    passing = (ConnectionFailure, WriteConcernError, ExecutionTimeout, BulkWriteError)
+    if isinstance(error, passing) or error.has_error_label("RetryableWriteError"):
+        return Unavailable(
+            "MongoDB does not answer.", code="mongo_unavailable", hint="Check that it runs: agentq doctor.",
+            cause=type(error).__name__,
+        )  # fmt: skip
+    return AgentqError(f"MongoDB refused a command: {type(error).__name__}.", code="mongo_error")
