@@ -13,9 +13,10 @@ import os
 import re
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from agentq.errors import InvalidRequest
 
@@ -364,6 +365,52 @@ def new_run(
     if request.idempotency_key is not None:
         doc["idempotency_key"] = request.idempotency_key
     return doc
+
+
+def rejected_run(error: InvalidRequest, *, run_id: str, now: datetime, facts: dict[str, Any]) -> dict[str, Any]:
+    """The visible record of a request that came by task name and was refused: a run that never started.
+
+    ``facts`` say where it came from (task id, size, hash); the refused body itself is not kept.
+    """
+    refusal: NewEvent = {
+        "type": "run.rejected",
+        "at_ms": int(now.timestamp() * 1000),
+        "step": None,
+        "data": {"code": error.code, **facts},
+    }
+    events, head = chain(run_id, genesis(run_id), [refusal])
+    return {
+        "_id": run_id,
+        "v": RUN_FORMAT,
+        "tenant": "default",
+        "user": None,
+        "conversation": None,
+        "turn": None,
+        "workflow": {},
+        "priority": "standard",
+        "input": "",
+        "metadata": facts,
+        "budget_nano_usd": None,
+        "deadline_at": now,
+        "fingerprint": "",
+        "status": "rejected",
+        "rev": 0,
+        "state": None,
+        "steps": {},
+        "leases": {},
+        "receipts": {},
+        "events": events,
+        "audit": head,
+        "usage": {},
+        "waste": {},
+        "next_due": now,
+        "created_at": now,
+        "ended_at": now,
+        "result": None,
+        "error": error.as_dict(),
+        "cancel": None,
+        "reply": None,
+    }
 
 
 def open_step(

@@ -4,9 +4,10 @@ Pydantic can validate: ``RUN`` below) say what is in it. ``agentq.protocol.new_r
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from agentq.protocol import AuditHead, Event, Pool, Reply
 from schemas.chat import Message, ToolCall

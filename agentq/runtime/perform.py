@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from agentq.engine.decision import Failed, Observed, Outcome, Replied
 from agentq.engine.effects import ToolCallEffect
 from agentq.errors import ProviderError
 from agentq.llm.types import Llm
-from agentq.tools import Toolbox, ToolContext
+from agentq.tools import Toolbox, ToolContext, ToolResult
 from schemas.llm import LlmCall
 from schemas.run import RunDoc
 
 log = logging.getLogger(__name__)
 
 
-async def perform(effect: LlmCall | ToolCallEffect, run: RunDoc, step_id: str, llm: Llm, toolbox: Toolbox) -> Outcome:
-    """Never raises but for cancellation: a bug in the transport or in the toolbox is a failed attempt."""
+async def perform(
+    effect: LlmCall | ToolCallEffect, run: RunDoc, step_id: str, llm: Llm, toolbox: Toolbox, now_ms: Callable[[], int]
+) -> Outcome:
+    """Never raises but for cancellation: a bug in the transport or in the toolbox is a failed attempt.
+
+    ``now_ms`` is the store's time: outcomes are compared with deadlines that were set by it.
+    """
     try:
         if isinstance(effect, LlmCall):
-            return Replied(await llm.complete(effect), _now_ms())
-        return await _call_tool(effect, run, step_id, toolbox)
+            return Replied(await llm.complete(effect), now_ms())
+        result = await _call_tool(effect, run, step_id, toolbox)
+        return Observed(result.ok, result.code, result.content, result.unknown_outcome, result.latency_ms, now_ms())
     except ProviderError as error:
-        return Failed(error.code, error.message, error.retryable, error.retry_after_s, _now_ms())
+        return Failed(error.code, error.message, error.retryable, error.retry_after_s, now_ms())
     except Exception as error:
         log.exception("step %s of run %s failed unexpectedly", step_id, run["_id"])
-        return Failed("internal", f"{type(error).__name__} in the worker.", True, None, _now_ms())
+        return Failed("internal", f"{type(error).__name__} in the worker.", True, None, now_ms())
 
 
-async def _call_tool(effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox: Toolbox) -> Observed:
+async def _call_tool(effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox: Toolbox) -> ToolResult:
     context = ToolContext(
         run_id=run["_id"],
         step_id=step_id,
@@ -41,9 +48,4 @@ async def _call_tool(effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox:
         idempotency_key=f"{run['_id']}:{step_id}",
         deadline=time.monotonic() + (effect.spec.timeout_s if effect.spec else 0.0),
     )
-    result = await toolbox.call(effect.name, effect.arguments, context, spec=effect.spec, allowed=effect.allowed)
-    return Observed(result.ok, result.code, result.content, result.unknown_outcome, result.latency_ms, _now_ms())
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    return await toolbox.call(effect.name, effect.arguments, context, spec=effect.spec, allowed=effect.allowed)

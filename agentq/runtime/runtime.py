@@ -145,8 +145,10 @@ class Runtime:
         return carried
 
     def _enter(self, carried: Carried, step_id: str) -> None:
-        at_ms = int(self.store.now().timestamp() * 1000)
-        carried.run = advance.enter_run(carried.bundle, carried.run, step_id, carried.history, at_ms)
+        carried.run = advance.enter_run(carried.bundle, carried.run, step_id, carried.history, self._now_ms())
+
+    def _now_ms(self) -> int:
+        return int(self.store.now().timestamp() * 1000)
 
     async def _bundle(self, bundle_hash: str) -> Bundle:
         known = self._bundles.get(bundle_hash)
@@ -173,7 +175,7 @@ class Runtime:
                 log.warning("lease of step %s of run %s lost before its effect", held.step_id, held.run_id)
                 return []
             wanted = effect(carried.bundle, carried.run, held.step_id)
-            outcome = await perform(wanted, carried.run, held.step_id, self._llm, self._toolbox)
+            outcome = await perform(wanted, carried.run, held.step_id, self._llm, self._toolbox, self._now_ms)
             self._crash("after_effect")
             async with carried.lock:
                 planned = await self._commit(carried, held, outcome)

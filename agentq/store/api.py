@@ -54,6 +54,9 @@ class Store(Protocol):
     async def load(self, run_id: str) -> RunDoc | None:
         """The run as it is, None if there is none."""
 
+    async def record(self, run: RunDoc) -> None:
+        """Insert a run that was never accepted (a refused request); one that is there already stays as it is."""
+
     async def due(self, limit: int) -> list[RunDoc]:
         """Runs the scheduler must look at now, longest due first."""
 

@@ -104,6 +104,9 @@ class MemoryStore:
     async def load(self, run_id: str) -> RunDoc | None:
         return copy.deepcopy(self.runs.get(run_id))
 
+    async def record(self, run: RunDoc) -> None:
+        self.runs.setdefault(run["_id"], copy.deepcopy(run))
+
     async def due(self, limit: int) -> list[RunDoc]:
         now = self._clock()
         found = [(run["next_due"], run) for run in self.runs.values() if run["next_due"] is not None]

@@ -153,6 +153,10 @@ class MongoStore:
     async def load(self, run_id: str) -> RunDoc | None:
         return cast("RunDoc | None", await self._answer(self.runs.find_one({"_id": run_id})))
 
+    async def record(self, run: RunDoc) -> None:
+        update = {"$setOnInsert": {key: value for key, value in run.items() if key != "_id"}}
+        await self._answer(self.runs.update_one({"_id": run["_id"]}, update, upsert=True))
+
     async def copy_audit(self, events: Sequence[Event]) -> None:
         if events:
             await self._copies(events)

@@ -1,0 +1,1 @@
+"""The Celery application: ``workers.app`` is the composition root, one module a pool holds what that role does."""

@@ -1,0 +1,75 @@
+"""Hints on the broker: one Celery message carries what a group of commits produced for one pool."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from agentq.group import Group
+from agentq.protocol import POOLS, Hint, Pool, task_name
+
+log = logging.getLogger(__name__)
+
+
+class HintPublisher:
+    """Publishes hints; those that become ready while a message is on its way share the next one for their pool.
+
+    A broker that does not answer costs its time-out and a log line: the scheduler publishes again.
+    """
+
+    def __init__(self, app: Celery, batch: int) -> None:
+        self._app = app
+        self._thread = ThreadPoolExecutor(1, "hints")
+        self._groups = {pool: Group(partial(self._send, pool), limit=batch) for pool in POOLS}
+
+    async def __call__(self, hints: Sequence[tuple[Pool, Hint]]) -> None:
+        if len(hints) == 1:
+            pool, hint = hints[0]
+            await self._groups[pool](hint)
+        else:
+            await asyncio.gather(*(self._groups[pool](hint) for pool, hint in hints))
+
+    async def _send(self, pool: Pool, hints: list[Hint]) -> list[None]:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._send_now, pool, hints)
+        except (OperationalError, OSError) as error:
+            log.warning("%d hints for %s are left to the scheduler: %s", len(hints), pool, type(error).__name__)
+        return [None] * len(hints)
+
+    def _send_now(self, pool: Pool, hints: list[Hint]) -> None:
+        self._app.send_task(
+            task_name(pool), kwargs={"hints": hints}, queue=pool, retry=False, argsrepr="()",
+            kwargsrepr=f"{{{len(hints)} hints}}",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+def parse_hints(value: Any) -> list[Hint]:
+    """The hints of a message; ``ValueError`` for anything that is not a list of ``[run_id, step_id, attempt]``.
+
+    What they name need not exist: a hint only leads to a conditional claim, so a forged one does nothing.
+    """
+    if not isinstance(value, list) or len(value) > 10_000:
+        raise ValueError("hints is not a list")
+    hints = []
+    for item in value:
+        match item:
+            case [str(run_id), str(step_id), int(attempt)] if _plain(run_id) and _plain(step_id):
+                hints.append(Hint(run_id, step_id, attempt))
+            case _:
+                raise ValueError("a hint is [run_id, step_id, attempt]")
+    return hints
+
+
+def _plain(name: str) -> bool:
+    """Ids become parts of field paths in MongoDB: letters and digits only."""
+    return name.isalnum() and len(name) <= 64

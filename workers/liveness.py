@@ -1,0 +1,64 @@
+"""Worker life cycle on Celery's signals: refuse unfit pools, start the engine, say ready, show signs of life, drain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+
+from agentq.errors import AgentqError
+from workers.host import EngineHost
+
+log = logging.getLogger(__name__)
+BEAT_S = 5.0
+
+
+def register(app: Celery, host: EngineHost) -> None:
+    """Connect ``host`` to the life of the worker process."""
+
+    @signals.celeryd_after_setup.connect(weak=False)
+    def set_up(instance: Any, **_: Any) -> None:
+        if any(kind in instance.pool_cls.__module__ for kind in ("gevent", "eventlet")):
+            # They lose acknowledged tasks on cold shutdown and fail acks on Redis (docs/adr/0004-pool-kind.md).
+            raise SystemExit(
+                "agentq: the gevent and eventlet pools are not supported. Start the worker with -P threads."
+            )
+        host.serve(list(instance.app.amqp.queues.consume_from))
+
+    @signals.worker_ready.connect(weak=False)
+    def ready(**_: Any) -> None:
+        try:
+            host.engine()
+        except AgentqError as error:
+            log.critical("agentq: %s", error)
+            os._exit(2)  # Celery would go on consuming without an engine
+        beat()
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def shutting_down(**_: Any) -> None:
+        host.drain()
+
+    @signals.worker_shutdown.connect(weak=False)
+    def shut_down(**_: Any) -> None:
+        host.stop()
+
+    class Beat(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Touches the ready file from Celery's own timer, so that a consumer that hangs is seen from outside."""
+
+        requires = {"celery.worker.consumer.tasks:Tasks"}
+
+        def start(self, parent: Any) -> None:
+            parent.timer.call_repeatedly(BEAT_S, beat)
+
+    app.steps["consumer"].add(Beat)
+
+
+def beat() -> None:
+    """A sign of life: the file named by AGENTQ_READY_FILE gets the time of now."""
+    ready_file = os.environ.get("AGENTQ_READY_FILE")
+    if ready_file:
+        Path(ready_file).write_text(f"{time.time():.0f}\n")

@@ -1,0 +1,75 @@
+"""The scheduler process: ``python -m workers.scheduler``. Several may run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import uvloop
+
+from agentq.errors import AgentqError, ConfigError
+from agentq.runtime.scheduler import Scheduler
+from agentq.store.mongo import MongoStore
+from config.settings import Settings, load_settings
+from workers.epoch import BrokerEpoch
+from workers.failpoints import crash_point
+from workers.hints import HintPublisher
+from workers.host import worker_name
+from workers.liveness import beat
+from workers.replies import Replies
+
+log = logging.getLogger("workers.scheduler")
+
+
+async def run(settings: Settings) -> None:
+    """Schedule until SIGTERM or SIGINT."""
+    from workers.app import make_app  # noqa: PLC0415 - the application reads its settings when it is imported
+
+    if settings.mongo_url is None:
+        raise ConfigError("No MongoDB URL is set.", hint="Set AGENTQ_MONGO_URL, or start the stack: agentq up.")
+    app = make_app(settings)
+    store = MongoStore(settings.mongo_url.get_secret_value(), settings.mongo_database)
+    await store.open()
+    threads = ThreadPoolExecutor(2, "scheduler")
+    publisher = HintPublisher(app, settings.hint_batch)
+    scheduler = Scheduler(
+        store, publisher, BrokerEpoch(app, threads), name=worker_name(), reply=Replies(app, threads),
+        max_attempts=settings.max_attempts, crash=crash_point(settings.failpoint),
+    )  # fmt: skip
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    ticking = asyncio.create_task(scheduler.run(settings.scheduler_interval_s))
+    beating = asyncio.create_task(_beat())
+    await asyncio.wait([ticking, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+    for task in (ticking, beating):
+        task.cancel()
+    await store.close()
+    publisher.close()
+    if not stop.is_set():
+        ticking.result()
+
+
+async def _beat() -> None:
+    while True:
+        beat()
+        await asyncio.sleep(5)
+
+
+def main() -> int:
+    """0 after a clean stop, 2 where settings are wrong, 1 where a server does not answer."""
+    try:
+        settings = load_settings()
+        logging.basicConfig(level=settings.log_level, format="[%(asctime)s: %(levelname)s] %(message)s")
+        uvloop.run(run(settings))
+    except AgentqError as error:
+        print(f"agentq: {error}", file=sys.stderr)  # noqa: T201 - the terminal is the interface here
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
