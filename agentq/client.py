@@ -282,7 +282,7 @@ class Client:
         """The run's audit events so far, in order. Raises ``NotFound``."""
         pending = {event["seq"]: event for event in self._run(run_id, {"events": 1})["events"]}
         with self._mongo_errors():
-            copied = list(self._db()["audit"].find({"run": run_id}, {"_id": 0}))
+            copied = list(self._db()["audit"].find({"_id": {"$gte": f"{run_id}:", "$lt": f"{run_id};"}}, {"_id": 0}))
         found = {event["seq"]: cast("Event", event) for event in copied} | pending
         return [found[seq] for seq in sorted(found)]
 
@@ -332,6 +332,7 @@ class Client:
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
+        assert doc is not None  # an upsert that returns the document after it finds one
         return cast("int", doc["turns"])
 
     def _run(self, run_id: str, fields: Doc) -> Doc:
@@ -339,7 +340,7 @@ class Client:
             doc = self._db()["runs"].find_one({"_id": str(run_id)}, fields)
         if doc is None:
             raise NotFound(f"There is no run {run_id!r}.", hint="'agentq runs' lists the latest.")
-        return cast("Doc", doc)
+        return doc
 
     def _cancel(self, run_id: str, reason: str) -> None:
         wish = {"reason": reason, "at": self._now()}
@@ -383,6 +384,7 @@ class Client:
             if self._connected is None or self._connected.pid != os.getpid():
                 with self._mongo_errors():
                     self._connected = _Connected.make(self._mongo_url, self._broker_url, self._database)
+            assert self._connected is not None
             return self._connected
 
     @contextmanager
@@ -416,7 +418,7 @@ class _Connected:
             connectTimeoutMS=3_000, appname="agentq-client",
         )  # fmt: skip
         db = mongo.get_database(database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC))
-        offset = db.command("hello")["localTime"] - datetime.now(UTC)
+        offset = db.command("hello")["localTime"].replace(tzinfo=UTC) - datetime.now(UTC)
         return cls(os.getpid(), mongo, db, _celery(broker_url), offset, {})
 
 

@@ -11,10 +11,9 @@ import logging
 from concurrent.futures import Executor
 from typing import Any
 
-from amqp.exceptions import NotFound
 from celery import Celery
 from kombu import Connection, Queue
-from kombu.exceptions import ChannelError, OperationalError
+from kombu.exceptions import OperationalError
 
 from agentq.errors import Unavailable
 
@@ -39,25 +38,26 @@ class BrokerEpoch:
                 self._connection = self._app.connection_for_write()
                 self._connection.ensure_connection(max_retries=1, timeout=3)
             return self._missing(self._connection)
-        except (OperationalError, ConnectionError, OSError, *self._errors()) as error:
+        except (OperationalError, OSError, *self._errors()) as error:
             self._drop()
             raise Unavailable(
                 "The broker does not answer.", code="broker_unavailable", hint="Check that it runs: agentq doctor."
             ) from error
 
-    def _errors(self) -> tuple[type[BaseException], ...]:
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """What this broker's library raises for a lost connection or a missing queue."""
         if self._connection is None:
             return ()
-        errors: Any = (*self._connection.connection_errors, *self._connection.channel_errors)
-        return tuple(errors)
+        return (*self._connection.connection_errors, *self._connection.channel_errors)
 
     def _missing(self, connection: Connection) -> bool:
         with connection.channel() as channel:
             try:
-                if channel.queue_declare(MARKER_QUEUE, passive=True).message_count > 0:
+                declared: Any = channel
+                if declared.queue_declare(MARKER_QUEUE, passive=True).message_count > 0:
                     return False
-            except (ChannelError, NotFound):
-                pass  # no queue is as good as no message: a broker without our marker
+            except self._errors():
+                log.debug("the broker has no marker queue")  # as good as a queue without a message
         with connection.channel() as channel:
             queue = Queue(MARKER_QUEUE, routing_key=MARKER_QUEUE, durable=True)
             queue(channel).declare()

@@ -7,7 +7,8 @@ one ends as a visible run with status ``rejected``, whatever its shape; it is ne
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 from celery import Celery
 from celery.exceptions import Ignore
@@ -15,14 +16,15 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
 from agentq.errors import AgentqError, InvalidRequest
-from agentq.protocol import ASK_TASK, INTAKE_QUEUE, SUBMIT_TASK, parse_request, rejected_run, sha256
+from agentq.protocol import ASK_TASK, INTAKE_QUEUE, SUBMIT_TASK, Request, new_run_id, parse_request, rejected_run
+from schemas.run import RunDoc
 from workers.host import EngineHost
 
 log = logging.getLogger(__name__)
 HIDDEN = "(hidden)"
 
 
-class HiddenRequest(CeleryRequest):  # type: ignore[misc]
+class HiddenRequest(CeleryRequest):
     """A task message whose arguments never show in events, inspection or logs, whatever its sender declared."""
 
     @property
@@ -37,7 +39,7 @@ class HiddenRequest(CeleryRequest):  # type: ignore[misc]
         return super().info(safe=True)
 
 
-class Consumer(CeleryConsumer):  # type: ignore[misc]
+class Consumer(CeleryConsumer):
     """Celery's consumer, but for messages it cannot read: those are recorded as rejected, and no body is logged."""
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -52,67 +54,87 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
         self._refuse(message, exc, "unknown_task", "agentq has no task of that name.")
 
-    def _refuse(self, message: Any, exc: Exception | None, code: str, said: str) -> None:
-        cause = type(exc.__cause__ or exc).__name__ if exc else ""
-        if cause == "RecursionError":
+    def _refuse(self, message: Any, exc: BaseException | None, code: str, said: str) -> None:
+        causes = [type(cause).__name__ for cause in _causes(exc)]
+        if "RecursionError" in causes:
             code, said = "too_deep", "The message is nested too deeply."
-        log.error("a message was refused: %s %s", code, cause)
+        log.error("a message was refused: %s %s", code, " < ".join(causes))
         error = InvalidRequest(said, code=code, hint='Send kwargs={"request": {"input": "..."}} as JSON.')
         headers = message.headers if isinstance(message.headers, dict) else {}
         task_id = str(headers.get("id", ""))[:64]
         size = len(message.body) if isinstance(message.body, str | bytes) else 0
         try:
-            refuse = self.app.conf["agentq_refuse"]
-            refuse(error, task_id, {"task": str(headers.get("task", ""))[:64], "bytes": size})
+            self.app.conf["agentq_refuse"](error, task_id, {"task": str(headers.get("task", ""))[:64], "bytes": size})
         except AgentqError as failed:
             log.error("the refusal could not be recorded: %s", failed.code)
-        message.ack_log_error(log, self.connection_errors)
+        if task_id and self.app.conf.result_backend:
+            self.app.backend.store_result(task_id, _told(error), "FAILURE")
+        message.ack_log_error(log, self.connection_errors)  # type: ignore[attr-defined]
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__ or exc.__context__
+
+
+def _told(error: InvalidRequest) -> InvalidRequest:
+    """The error as a caller sees it who gets only its class name and text: the code goes first."""
+    return type(error)(f"{error.code}: {error}", code=error.code)
 
 
 def register(app: Celery, host: EngineHost) -> None:
     """The intake tasks, and what records a refusal."""
 
     def refuse(error: InvalidRequest, task_id: str, facts: dict[str, Any]) -> None:
-        """Record the refusal (once a task id) and tell the caller, if it listens."""
-        run_id = f"r{sha256('rejected:' + task_id)[:28]}"
-        doc = rejected_run(error, run_id=run_id, now=host.store.now(), facts={"task_id": task_id, **facts})
-        host.call(host.store.record(doc))  # type: ignore[arg-type]
-        if task_id and app.conf.result_backend:
-            app.backend.store_result(task_id, error, "FAILURE")
+        """Record the refusal, once a task id."""
+        facts = {"task_id": task_id, **facts}
+        doc = rejected_run(error, run_id=new_run_id(), now=host.store.now(), facts=facts)
+        if task_id:
+            doc["idempotency_key"] = f"celery:{task_id}"
+        host.call(host.store.record(cast("RunDoc", doc)))
 
-    def accept(task: Any, request: Any, waits: bool) -> str:
+    def accept(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: bool) -> str:
         task_id = task.request.id
         try:
-            parsed = parse_request(request)
+            request = _request(args, kwargs)
             if waits and not app.conf.result_backend:
                 raise InvalidRequest(
                     "agentq.ask needs a result backend, and this agentq has none.",
                     code="no_result_backend",
                     hint="Set AGENTQ_RESULT_URL, or use agentq.submit.",
                 )
-            if parsed.idempotency_key is None:  # a redelivered message must not become a second run
-                parsed = parsed.model_copy(update={"idempotency_key": f"celery:{task_id}"})
-            return host.client.accept(parsed, reply={"task_id": task_id} if waits else None).run_id
+            if request.idempotency_key is None:  # a redelivered message must not become a second run
+                request = request.model_copy(update={"idempotency_key": f"celery:{task_id}"})
+            return host.client.accept(request, reply={"task_id": task_id} if waits else None).run_id
         except InvalidRequest as error:
             refuse(error, task_id, {"task": task.name})
-            raise
+            raise _told(error) from None
 
-    options = {
-        "bind": True,
-        "ignore_result": False,
-        "throws": (AgentqError,),
-        "Request": "workers.intake:HiddenRequest",
-    }
-
-    @app.task(name=SUBMIT_TASK, queue=INTAKE_QUEUE, **options)
-    def submit(self: Any, request: Any = None) -> str:
+    @app.task(name=SUBMIT_TASK, queue=INTAKE_QUEUE, bind=True, ignore_result=False, throws=(AgentqError,))
+    def submit(self: Any, *args: Any, **kwargs: Any) -> str:
         """Accept a request; the result is the run's id."""
-        return accept(self, request, waits=False)
+        return accept(self, args, kwargs, waits=False)
 
-    @app.task(name=ASK_TASK, queue=INTAKE_QUEUE, **options)
-    def ask(self: Any, request: Any = None) -> None:
+    @app.task(name=ASK_TASK, queue=INTAKE_QUEUE, bind=True, ignore_result=False, throws=(AgentqError,))
+    def ask(self: Any, *args: Any, **kwargs: Any) -> None:
         """Accept a request; the result is the answer, stored when the run has ended."""
-        accept(self, request, waits=True)
+        accept(self, args, kwargs, waits=True)
         raise Ignore
 
+    for task in (submit, ask):
+        task.Request = "workers.intake:HiddenRequest"
     app.conf["agentq_refuse"] = refuse
+
+
+def _request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
+    """The request of a task message: ``kwargs={"request": {...}}``, or the object as the only argument."""
+    if set(kwargs) == {"request"} and not args:
+        return parse_request(kwargs["request"])
+    if len(args) == 1 and not kwargs:
+        return parse_request(args[0])
+    raise InvalidRequest(
+        f"The task takes one argument 'request', got {len(args)} positional and {sorted(kwargs)}.",
+        code="wrong_arguments",
+        hint='Send kwargs={"request": {"input": "..."}}.',
+    )

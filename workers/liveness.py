@@ -46,10 +46,10 @@ def register(app: Celery, host: EngineHost) -> None:
     def shut_down(**_: Any) -> None:
         host.stop()
 
-    class Beat(bootsteps.StartStopStep):  # type: ignore[misc]
+    class Beat(bootsteps.StartStopStep):
         """Touches the ready file from Celery's own timer, so that a consumer that hangs is seen from outside."""
 
-        requires = {"celery.worker.consumer.tasks:Tasks"}
+        requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, parent: Any) -> None:
             parent.timer.call_repeatedly(BEAT_S, beat)

@@ -66,6 +66,9 @@ class Store(Protocol):
     async def copy_audit(self, events: Sequence[Event]) -> None:
         """Append events to the audit collection; those already there are left as they are."""
 
+    def audit_events(self, run_id: str) -> AsyncIterator[Event]:
+        """The run's copied audit events, in order."""
+
     async def settle(self, run: RunDoc) -> None:
         """A run that has ended, its events copied and its reply stored, needs no more looking after."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
 from agentq.protocol import START_STEP, Event, Hint
@@ -124,6 +124,16 @@ def renewal(lease: Held, ms: int) -> tuple[Doc, Doc]:
 def audit_record(event: Event) -> Doc:
     """An event as a document; its id makes copying it twice harmless."""
     return {"_id": f"{event['run']}:{event['seq']:06d}", **event}
+
+
+def audit_range(run_id: str) -> Doc:
+    """The audit records of a run, by their ids: no index but the one on _id is needed."""
+    return {"_id": {"$gte": f"{run_id}:", "$lt": f"{run_id};"}}
+
+
+def audit_event(doc: Doc) -> Event:
+    """The event of an audit record."""
+    return cast("Event", {name: value for name, value in doc.items() if name != "_id"})
 
 
 def earlier_turns(run: RunDoc) -> Doc:

@@ -127,6 +127,11 @@ class MemoryStore:
         for event in events:
             self.audit.setdefault(documents.audit_record(event)["_id"], copy.deepcopy(event))
 
+    async def audit_events(self, run_id: str) -> AsyncIterator[Event]:
+        for key in sorted(self.audit):
+            if self.audit[key]["run"] == run_id:
+                yield copy.deepcopy(self.audit[key])
+
     async def settle(self, run: RunDoc) -> None:
         stored = self.runs.get(run["_id"])
         if stored is not None and stored["rev"] == run["rev"]:

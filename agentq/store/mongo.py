@@ -12,12 +12,20 @@ from typing import Any, TypeVar, cast
 
 from bson.codec_options import CodecOptions
 from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne
-from pymongo.errors import BulkWriteError, ConnectionFailure, ExecutionTimeout, PyMongoError, WriteConcernError
+from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    ExecutionTimeout,
+    PyMongoError,
+    WriteConcernError,
+)
 
 from agentq.engine.commit import Commit, Grant
 from agentq.errors import AgentqError, ConfigError, Unavailable
 from agentq.group import Group
-from agentq.protocol import Event, Hint
+from agentq.protocol import AuditHead, Event, Hint
 from agentq.store import documents
 from agentq.store.api import Held, Verdict
 from schemas.catalog import Bundle
@@ -95,7 +103,7 @@ class MongoStore:
         before = datetime.now(UTC)
         hello = await self._answer(self._db.command("hello"))
         after = datetime.now(UTC)
-        self._offset = hello["localTime"] - (before + (after - before) / 2)
+        self._offset = hello["localTime"].replace(tzinfo=UTC) - (before + (after - before) / 2)
 
     def now(self) -> datetime:
         moment = datetime.now(UTC) + self._offset
@@ -154,8 +162,12 @@ class MongoStore:
         return cast("RunDoc | None", await self._answer(self.runs.find_one({"_id": run_id})))
 
     async def record(self, run: RunDoc) -> None:
-        update = {"$setOnInsert": {key: value for key, value in run.items() if key != "_id"}}
-        await self._answer(self.runs.update_one({"_id": run["_id"]}, update, upsert=True))
+        try:
+            await self.runs.insert_one(cast("Doc", run))
+        except DuplicateKeyError:
+            return
+        except PyMongoError as error:
+            raise _translate(error) from error
 
     async def copy_audit(self, events: Sequence[Event]) -> None:
         if events:
@@ -170,6 +182,11 @@ class MongoStore:
             if others:
                 raise Unavailable(f"MongoDB refused an audit record: {others[0].get('errmsg', '')}") from error
         return [None] * len(groups)
+
+    async def audit_events(self, run_id: str) -> AsyncIterator[Event]:
+        cursor = self.audit.find(documents.audit_range(run_id)).sort("_id", ASCENDING)
+        async for doc in self._stream(cursor):
+            yield documents.audit_event(doc)
 
     async def settle(self, run: RunDoc) -> None:
         await self._settles(run)
@@ -196,12 +213,8 @@ class MongoStore:
         await self._answer(self.runs.update_one({"_id": run["_id"], "rev": run["rev"]}, {"$set": {"next_due": due}}))
 
     async def live(self) -> AsyncIterator[RunDoc]:
-        cursor = self.runs.find({"next_due": {"$type": "date"}}).hint("due")
-        try:
-            async for doc in cursor:
-                yield cast("RunDoc", doc)
-        except PyMongoError as error:
-            raise _translate(error) from error
+        async for doc in self._stream(self.runs.find({"next_due": {"$type": "date"}}).hint("due")):
+            yield cast("RunDoc", doc)
 
     async def beat(self, name: str, facts: dict[str, Any]) -> None:
         await self._answer(
@@ -231,6 +244,41 @@ class MongoStore:
         cursor = self.runs.find(condition, fields).sort("turn", -1).limit(200)
         return documents.window(await self._answer(cursor.to_list()), tokens)
 
+    # -- reading for people -----------------------------------------------------------------------------------------
+
+    async def latest(self, condition: Doc, limit: int) -> list[RunDoc]:
+        """The newest runs that fit a condition on tenant, status, conversation or workflow, newest first."""
+        found = self.runs.find(condition).sort("_id", -1).limit(limit)
+        return cast("list[RunDoc]", await self._answer(found.to_list()))
+
+    async def conversation(self, tenant: str, conversation: str) -> list[RunDoc]:
+        """The runs of a conversation in the order of their turns."""
+        found = self.runs.find({"tenant": tenant, "conversation": conversation}).sort("turn", ASCENDING)
+        return cast("list[RunDoc]", await self._answer(found.to_list()))
+
+    async def chains(self) -> AsyncIterator[tuple[str, AuditHead | None, list[Event]]]:
+        """Every run's audit head (None where the run is gone) with its events, copied out or not, in order of seq.
+
+        Streams: two cursors over the same order, so memory does not grow with the number of runs.
+        """
+        fields = {"audit": 1, "events": 1}
+        runs = self._stream(self.runs.find({}, fields).sort("_id", ASCENDING))
+        records = self._stream(self.audit.find({}).sort("_id", ASCENDING))
+        run, record = await anext(runs, None), await anext(records, None)
+        while run is not None or record is not None:
+            run_id = min(doc for doc in (run and run["_id"], record and record["_id"].split(":")[0]) if doc)
+            events: list[Event] = []
+            while record is not None and record["_id"].startswith(f"{run_id}:"):
+                events.append(documents.audit_event(record))
+                record = await anext(records, None)
+            if run is not None and run["_id"] == run_id:
+                copied = {event["seq"] for event in events}
+                events += [event for event in run["events"] if event["seq"] not in copied]
+                yield run_id, run["audit"], events
+                run = await anext(runs, None)
+            else:
+                yield run_id, None, events
+
     async def _answer(self, call: Awaitable[T]) -> T:
         """Await a call to MongoDB; a failure that may pass becomes ``Unavailable``, its outcome unknown."""
         try:
@@ -239,6 +287,13 @@ class MongoStore:
             if error.details.get("writeErrors"):
                 raise
             raise _translate(error) from error
+        except PyMongoError as error:
+            raise _translate(error) from error
+
+    async def _stream(self, cursor: AsyncCursor[Doc]) -> AsyncIterator[Doc]:
+        try:
+            async for doc in cursor:
+                yield doc
         except PyMongoError as error:
             raise _translate(error) from error
 

@@ -1,0 +1,281 @@
+"""Commands about runs: submit, runs, show, wait, cancel, conversation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agentq.cli.connect import data_dir_option, open_client, open_store
+from agentq.errors import NotFound
+from agentq.protocol import Event
+
+if TYPE_CHECKING:
+    from agentq.client import Outcome
+    from schemas.run import RunDoc
+
+
+@click.command(help="Hand in a request. TEXT '-' reads it from standard input. Prints the run's id.")
+@data_dir_option
+@click.argument("text")
+@click.option("--workflow", default="default", show_default=True)
+@click.option("--tenant", default="default", show_default=True)
+@click.option("--user", help="Who asks; tools may check it.")
+@click.option("--conversation", help="Runs of one conversation see each other's messages.")
+@click.option("--priority", type=click.Choice(["interactive", "standard", "batch"]), default="standard")
+@click.option("--budget-usd", type=float, help="Stop with the best draft once this is spent.")
+@click.option("--deadline", "deadline_s", type=float, help="Seconds after which the run must have ended.")
+@click.option("--idempotency-key", help="Submitting again with this key gives the same run.")
+@click.option("--wait", is_flag=True, help="Wait for the answer and print it.")
+@click.option("--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds, with --wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def submit(data_dir: Path | None, text: str, wait: bool, timeout_s: float, as_json: bool, **request: Any) -> None:
+    """Exit 0 when accepted (with --wait: when succeeded), 1 when the run ended otherwise, 2 for a refused request."""
+    body = sys.stdin.read() if text == "-" else text
+    with open_client(data_dir) as client:
+        run = client.submit(body, **request)
+        if not wait:
+            click.echo(json.dumps({"run_id": run.run_id}) if as_json else run.run_id)
+            return
+        _print_outcome(run.wait(timeout_s), as_json)
+
+
+@click.command(help="Wait for a run to end and print its answer.")
+@data_dir_option
+@click.argument("run_id")
+@click.option("--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def wait(data_dir: Path | None, run_id: str, timeout_s: float, as_json: bool) -> None:
+    """Exit 0 when the run succeeded, 1 when it ended otherwise."""
+    with open_client(data_dir) as client:
+        _print_outcome(client.run(run_id).wait(timeout_s), as_json)
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(outcome)))
+    else:
+        if outcome.answer is not None:
+            click.echo(outcome.answer)
+        if outcome.error is not None:
+            click.echo(f"{outcome.error['message']} {outcome.error.get('hint', '')}".strip(), err=True)
+        facts = [outcome.run_id, outcome.status]
+        facts += [f"by {outcome.agent}"] if outcome.agent else []
+        facts += [f"accepted: {outcome.acceptance}"] if outcome.acceptance else []
+        facts += [f"${outcome.cost_usd:.6f}", f"{outcome.latency_s:.2f} s"]
+        click.echo(f"({', '.join(facts)})", err=True)
+    if outcome.status != "succeeded":
+        raise SystemExit(1)
+
+
+@click.command(help="Ask for a run's end. It is cancelled within about a second.")
+@data_dir_option
+@click.argument("run_id")
+@click.option("--reason", default="", help="Recorded in the audit trail.")
+def cancel(data_dir: Path | None, run_id: str, reason: str) -> None:
+    """Exit 0 when asked; 2 when the run has already ended."""
+    with open_client(data_dir) as client:
+        client.run(run_id).cancel(reason)
+    click.echo(f"{run_id}: cancellation requested")
+
+
+@click.command(help="List the latest runs, newest first.")
+@data_dir_option
+@click.option("--status", help="Only runs of this status.")
+@click.option("--tenant", help="Only runs of this tenant.")
+@click.option("--workflow", help="Only runs of this workflow.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def runs(
+    data_dir: Path | None, status: str | None, tenant: str | None, workflow: str | None, limit: int, as_json: bool
+) -> None:
+    """Reads MongoDB only."""
+    wanted = {"status": status, "tenant": tenant, "workflow.name": workflow}
+    condition = {name: value for name, value in wanted.items() if value is not None}
+    found = asyncio.run(_latest(data_dir, condition, limit))
+    if as_json:
+        for run in found:
+            click.echo(json.dumps(_summary(run)))
+        return
+    if not found:
+        click.echo("No runs yet. Hand one in with: agentq submit 'your request'")
+        return
+    rows = [("run", "status", "workflow", "agent", "age", "took", "cost", "input")]
+    for run in found:
+        facts = _summary(run)
+        age = (datetime.now(UTC) - run["created_at"]).total_seconds()
+        took = "-" if facts["latency_s"] is None else _span(facts["latency_s"])
+        said = _one_line(run["input"], 60) or f"({facts['error']})"
+        cost = f"${facts['cost_usd']:.5f}"
+        rows.append(
+            (
+                facts["run_id"],
+                run["status"],
+                facts["workflow"] or "-",
+                facts["agent"] or "-",
+                _span(age),
+                took,
+                cost,
+                said,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+
+
+async def _latest(data_dir: Path | None, condition: dict[str, Any], limit: int) -> list[RunDoc]:
+    async with open_store(data_dir) as store:
+        return await store.latest(condition, limit)
+
+
+def _summary(run: RunDoc) -> dict[str, Any]:
+    ended, result = run["ended_at"], run["result"]
+    return {
+        "run_id": run["_id"],
+        "status": run["status"],
+        "workflow": run["workflow"].get("name"),
+        "tenant": run["tenant"],
+        "agent": result["agent"] if result else None,
+        "created_at": run["created_at"].isoformat(),
+        "latency_s": (ended - run["created_at"]).total_seconds() if ended else None,
+        "cost_usd": run["usage"].get("cost_nano_usd", 0) / 1e9,
+        "error": (run["error"] or {}).get("code"),
+    }
+
+
+@click.command(help="Show a run: its timeline of steps, calls and costs, what is still open, its answer.")
+@data_dir_option
+@click.argument("run_id")
+@click.option("--json", "as_json", is_flag=True, help="The whole run and its events as JSON.")
+def show(data_dir: Path | None, run_id: str, as_json: bool) -> None:
+    """Reads MongoDB only."""
+    run, events = asyncio.run(_run_and_events(data_dir, run_id))
+    if as_json:
+        click.echo(json.dumps({"run": run, "events": events}, default=str))
+        return
+    facts = _summary(run)
+    click.echo(f"run       {run_id}  {run['status']}")
+    click.echo(f"request   {_one_line(run['input'], 200)}")
+    if run["workflow"]:
+        click.echo(f"workflow  {run['workflow']['name']}  version {run['workflow']['hash'][:12]}")
+    who = [f"tenant {run['tenant']}"]
+    who += [f"user {run['user']}"] if run["user"] else []
+    who += [f"conversation {run['conversation']} turn {run['turn']}"] if run["conversation"] else []
+    click.echo(f"for       {', '.join(who)}")
+    _show_totals(run, facts)
+    click.echo("\n   at ms  step  event")
+    began = events[0]["at_ms"] if events else 0
+    for event in events:
+        click.echo(f"{event['at_ms'] - began:8d}  {event['step'] or '-':4s}  {_describe(event)}")
+    for step_id, step in sorted(run["steps"].items()):
+        lease = run["leases"].get(step_id)
+        where = f"worked on by {lease['worker']}" if lease else f"waits for {_waits_for(run, step_id)}"
+        click.echo(f"    open  {step_id:4s}  {step['kind']} (attempt {step['attempt']}), {where}")
+    if run["result"] is not None:
+        click.echo(f"\nanswer    accepted: {run['result']['acceptance']}\n{run['result']['answer']}")
+    if run["error"] is not None:
+        click.echo(f"\nerror     {run['error']['code']}: {run['error']['message']} {run['error'].get('hint', '')}")
+
+
+def _show_totals(run: RunDoc, facts: dict[str, Any]) -> None:
+    usage = run["usage"]
+    took = "" if facts["latency_s"] is None else f", {_span(facts['latency_s'])}"
+    click.echo(
+        f"took      {usage.get('steps', 0)} steps, {usage.get('llm_calls', 0)} model calls, "
+        f"{usage.get('tool_calls', 0)} tool calls, "
+        f"{usage.get('input_tokens', 0)}+{usage.get('output_tokens', 0)} tokens, "
+        f"${facts['cost_usd']:.6f}{took}"
+    )
+    if run["waste"]:
+        waste = run["waste"]
+        click.echo(
+            f"waste     {waste.get('lost_calls', 0)} calls lost with their worker, {waste.get('llm_calls', 0)} late, "
+            f"${waste.get('cost_nano_usd', 0) / 1e9:.6f}"
+        )
+
+
+def _waits_for(run: RunDoc, step_id: str) -> str:
+    step = run["steps"][step_id]
+    if "held" in step:
+        return f"a person ({step['held']})"
+    if "not_before" in step:
+        return f"{step['not_before']:%H:%M:%S} UTC"
+    return f"the {step['pool']} pool"
+
+
+_TOLD_ELSEWHERE = {"model", "input_tokens", "output_tokens", "cost_nano_usd", "latency_ms"}
+
+
+def _describe(event: Event) -> str:
+    data = event["data"]
+    told = {key: value for key, value in data.items() if key not in _TOLD_ELSEWHERE and value not in (None, [], "")}
+    facts = " ".join(
+        f"{key}={_one_line(_plain(value), 90)}" for key, value in told.items() if not key.endswith("sha256")
+    )
+    call = ""
+    if "model" in data:
+        call = (
+            f"  [{data['model']}, {data['input_tokens']}+{data['output_tokens']} tokens, "
+            f"${data['cost_nano_usd'] / 1e9:.6f}, {data['latency_ms']} ms]"
+        )
+    elif "latency_ms" in data:
+        call = f"  [{data['latency_ms']} ms]"
+    return f"{event['type']:16s} {facts}{call}"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _one_line(text: str, limit: int) -> str:
+    """Text of a run on one line of a terminal: no control character gets through."""
+    flat = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"
+
+
+async def _run_and_events(data_dir: Path | None, run_id: str) -> tuple[RunDoc, list[Event]]:
+    async with open_store(data_dir) as store:
+        run = await store.load(run_id)
+        if run is None:
+            raise NotFound(f"There is no run {run_id!r}.", hint="'agentq runs' lists the latest.")
+        events = {event["seq"]: event async for event in store.audit_events(run_id)}
+        events |= {event["seq"]: event for event in run["events"]}
+        return run, [events[seq] for seq in sorted(events)]
+
+
+@click.command(help="Print the messages of a conversation, in order.")
+@data_dir_option
+@click.argument("conversation_id")
+@click.option("--tenant", default="default", show_default=True)
+def conversation(data_dir: Path | None, conversation_id: str, tenant: str) -> None:
+    """Reads MongoDB only."""
+    turns = asyncio.run(_turns(data_dir, tenant, conversation_id))
+    if not turns:
+        raise NotFound(
+            f"Tenant {tenant!r} has no conversation {conversation_id!r}.", hint="Check the name and --tenant."
+        )
+    for run in turns:
+        click.echo(f"[{run['turn']}] {run['user'] or 'user'}: {_one_line(run['input'], 2000)}")
+        result = run["result"]
+        answer = result["answer"] if result else f"({run['status']})"
+        click.echo(f"    {(result and result['agent']) or 'agentq'}: {_one_line(answer, 4000)}")
+
+
+async def _turns(data_dir: Path | None, tenant: str, conversation_id: str) -> list[RunDoc]:
+    async with open_store(data_dir) as store:
+        return await store.conversation(tenant, conversation_id)
