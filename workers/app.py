@@ -31,7 +31,12 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _conf(settings: Settings, broker: str) -> dict[str, object]:
-    """Why each: RELIABILITY of Celery on Redis and RabbitMQ as measured; see docs/adr/0004-pool-kind.md."""
+    """Why each is so: docs/adr/0004-pool-kind.md and 0005-hints-need-no-acknowledgement.md.
+
+    On Redis, hints are not acknowledged: the broker may lose them anyway, the bookkeeping costs two round trips a
+    message, and an acknowledgement that fails when the connection is lost ends Celery's consumer for good.
+    ``worker_disable_prefetch`` keeps a worker from taking more than it can work on. RabbitMQ's prefetch needs them.
+    """
     redis = broker.startswith(("redis", "rediss", "unix"))
     result = settings.result_url.get_secret_value() if settings.result_url else (broker if redis else None)
     return {
@@ -41,7 +46,7 @@ def _conf(settings: Settings, broker: str) -> dict[str, object]:
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
-        "task_queues": [Queue(name, routing_key=name) for name in (*POOLS, INTAKE_QUEUE)],
+        "task_queues": [*(Queue(name, routing_key=name, no_ack=redis) for name in POOLS), _intake()],
         "task_default_queue": INTAKE_QUEUE,
         "task_create_missing_queues": False,  # a mistyped queue fails loudly
         "task_acks_late": True,
@@ -60,6 +65,11 @@ def _conf(settings: Settings, broker: str) -> dict[str, object]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # a paid call is not thrown away
         "worker_detect_quorum_queues": not redis,
     }
+
+
+def _intake() -> Queue:
+    """Requests, unlike hints, exist nowhere else until they are stored: they are acknowledged after that."""
+    return Queue(INTAKE_QUEUE, routing_key=INTAKE_QUEUE)
 
 
 def _redis_options() -> dict[str, object]:

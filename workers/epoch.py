@@ -38,13 +38,16 @@ class BrokerEpoch:
                 self._connection = self._app.connection_for_write()
                 self._connection.ensure_connection(max_retries=1, timeout=3)
             return self._missing(self._connection)
-        except (OperationalError, OSError, *self._errors()) as error:
+        except Exception as error:
+            known = isinstance(error, (OperationalError, OSError, *self._errors()))
             self._drop()
+            if not known:
+                raise
             raise Unavailable(
                 "The broker does not answer.", code="broker_unavailable", hint="Check that it runs: agentq doctor."
             ) from error
 
-    def _errors(self) -> tuple[type[Exception], ...]:
+    def _errors(self) -> tuple[type[BaseException], ...]:
         """What this broker's library raises for a lost connection or a missing queue."""
         if self._connection is None:
             return ()

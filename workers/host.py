@@ -14,7 +14,6 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
@@ -27,7 +26,7 @@ from agentq.protocol import POOLS, Pool
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.runtime import Limits, Runtime
 from agentq.store.mongo import MongoStore
-from config.catalog import Catalog, load_catalog
+from config.catalog import Catalog, catalog_directories, load_catalog
 from config.settings import Settings
 from workers.failpoints import crash_point
 from workers.hints import HintPublisher, parse_hints
@@ -107,7 +106,7 @@ class EngineHost:
                 "No MongoDB URL is set.", hint="Set AGENTQ_MONGO_URL, or start the embedded stack: agentq up."
             )
         loop, lease_loop = _loop_thread("engine"), _loop_thread("leases")
-        catalog = load_catalog(catalog_directories(settings))
+        catalog = load_catalog(catalog_directories(settings), tool_threads=settings.tool_threads)
         limits = Limits(
             lease_ms=int(settings.lease_s * 1000),
             max_attempts=settings.max_attempts,
@@ -168,12 +167,6 @@ class EngineHost:
         engine.client.close()
         for loop in (engine.lease_loop, engine.loop):
             loop.call_soon_threadsafe(loop.stop)
-
-
-def catalog_directories(settings: Settings) -> list[Path]:
-    """The default catalog, and the application's over it."""
-    default = Path(__file__).resolve().parent.parent / "config"
-    return [default] if settings.app_dir is None else [default, settings.app_dir]
 
 
 def worker_name() -> str:

@@ -1,0 +1,1 @@
+"""The command line: ``agentq`` or ``python -m agentq.cli``."""

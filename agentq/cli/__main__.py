@@ -1,0 +1,4 @@
+from agentq.cli.main import cli
+
+if __name__ == "__main__":
+    cli(prog_name="agentq")
