@@ -49,7 +49,7 @@ def _conf(settings: Settings, broker: str) -> dict[str, object]:
         "task_queues": [*(Queue(name, routing_key=name, no_ack=redis) for name in POOLS), _intake()],
         "task_default_queue": INTAKE_QUEUE,
         "task_create_missing_queues": False,  # a mistyped queue fails loudly
-        "task_acks_late": True,
+        "task_acks_late": not redis,
         "task_reject_on_worker_lost": True,
         "task_publish_retry": False,  # the scheduler is the retry
         "task_ignore_result": True,

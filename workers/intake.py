@@ -40,7 +40,19 @@ class HiddenRequest(CeleryRequest):
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, but for messages it cannot read: those are recorded as rejected, and no body is logged."""
+    """Celery's consumer, but for messages it cannot read (recorded as rejected, no body logged) and for late acks."""
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge soon. On Redis, kombu 5.7 meets an ack of a lost connection with an AttributeError, which
+        Celery takes for unrecoverable and ends the consumer; the message is simply delivered again."""
+
+        def acknowledge() -> None:
+            try:
+                p(*args, **kwargs)
+            except AttributeError:
+                log.warning("an acknowledgement came after its connection was lost")
+
+        return super().call_soon_ack(acknowledge)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self._refuse(message, exc, "undecodable", "The message could not be decoded.")
@@ -111,12 +123,14 @@ def register(app: Celery, host: EngineHost) -> None:
             refuse(error, task_id, {"task": task.name})
             raise _told(error) from None
 
-    @app.task(name=SUBMIT_TASK, queue=INTAKE_QUEUE, bind=True, ignore_result=False, throws=(AgentqError,))
+    @app.task(
+        name=SUBMIT_TASK, queue=INTAKE_QUEUE, bind=True, acks_late=True, ignore_result=False, throws=(AgentqError,)
+    )
     def submit(self: Any, *args: Any, **kwargs: Any) -> str:
         """Accept a request; the result is the run's id."""
         return accept(self, args, kwargs, waits=False)
 
-    @app.task(name=ASK_TASK, queue=INTAKE_QUEUE, bind=True, ignore_result=False, throws=(AgentqError,))
+    @app.task(name=ASK_TASK, queue=INTAKE_QUEUE, bind=True, acks_late=True, ignore_result=False, throws=(AgentqError,))
     def ask(self: Any, *args: Any, **kwargs: Any) -> None:
         """Accept a request; the result is the answer, stored when the run has ended."""
         accept(self, args, kwargs, waits=True)
