@@ -81,9 +81,11 @@ class Settings(BaseSettings):
     scheduler_interval_s: float = Field(
         0.5, gt=0, le=60, description="How often the scheduler looks for overdue runs, in seconds; default 0.5."
     )
-    steps_in_flight: int = Field(200, ge=1, description="Steps that one worker process performs at once; default 200.")
+    steps_in_flight: int = Field(
+        256, ge=1, description="Steps of each pool that one worker process performs at once; default 256."
+    )
     worker_concurrency: int = Field(
-        32, ge=1, description="Celery messages (batches of hints) at work in one process at once; default 32."
+        256, ge=1, description="Celery messages (batches of hints) at work in one process at once; default 256."
     )
     tool_threads: int = Field(32, ge=1, description="Threads for plain tool functions in one process; default 32.")
     hint_batch: int = Field(64, ge=1, description="Hints that one Celery message carries at most; default 64.")
@@ -94,7 +96,6 @@ class Settings(BaseSettings):
 
     sentry_dsn: SecretStr | None = Field(None, description="Where errors are reported; default none.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Default INFO.")
-    log_json: bool = Field(False, description="Whether logs are JSON, one object a line; default false.")
     failpoint: str | None = Field(
         None,
         pattern=r"^[a-z_]+:[1-9][0-9]*$",

@@ -51,7 +51,7 @@ class Limits:
 
     lease_ms: int = 30_000
     max_attempts: int = 5
-    steps_in_flight: int = 200
+    steps_in_flight: int = 256
     inline: bool = True
 
 

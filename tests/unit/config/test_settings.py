@@ -73,7 +73,7 @@ def stack(tmp_path: Path) -> Iterator[Callable[..., None]]:
 
 def test_without_any_source_the_defaults_hold(load: Load, tmp_path: Path) -> None:
     settings = load()
-    assert (settings.lease_s, settings.max_attempts, settings.steps_in_flight, settings.hint_batch) == (30, 5, 200, 64)
+    assert (settings.lease_s, settings.max_attempts, settings.steps_in_flight, settings.hint_batch) == (30, 5, 256, 64)
     assert settings.data_dir == tmp_path / ".agentq"
     assert settings.mongo_url is None
     assert {where for _, _, where in explain(settings)} == {"default"}

@@ -1,0 +1,1 @@
+"""Real workloads, each runnable."""

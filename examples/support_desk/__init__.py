@@ -1,0 +1,1 @@
+"""A tier-1 support desk of the online shop Larkfield: agents, tools, data, requests and a scorecard."""
