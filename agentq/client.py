@@ -27,7 +27,6 @@ from typing import Any, cast
 
 from bson.codec_options import CodecOptions
 from celery import Celery
-from kombu.exceptions import OperationalError
 from pymongo import MongoClient, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, ConfigurationError, DuplicateKeyError, InvalidURI, PyMongoError
@@ -367,7 +366,7 @@ class Client:
                         task_name(pool), kwargs={"hints": message}, queue=pool, retry=False, ignore_result=True,
                         argsrepr="()", kwargsrepr="{}",
                     )  # fmt: skip
-                except (OperationalError, OSError):
+                except Exception:  # noqa: BLE001 - whatever a broker's library raises, the request is accepted
                     return
 
     def _now(self) -> datetime:

@@ -6,6 +6,7 @@ directories the later one overrides by name. Every fault of a load is reported t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,16 @@ def catalog_directories(settings: Settings) -> list[Path]:
 
 
 def load_catalog(directories: Sequence[Path], *, tool_threads: int = 32) -> Catalog:
-    """Read, check and bundle. Imports the tool modules; starts no thread.
+    """Read, check and bundle. Imports the tool modules, from ``sys.path`` (to which all directories but the first are
+    appended); starts no thread.
 
     Raises one ``ConfigError`` for all faults: ``file:line: reason. mend`` of the first, ``details["faults"]`` for all.
     """
     written = read_directories(directories)
     faults = list(written.faults)
+    for directory in map(str, directories[1:]):  # an application's tool modules may lie beside its YAML
+        if directory not in sys.path:
+            sys.path.append(directory)
     toolbox, fault = _toolbox(written, tool_threads)
     if fault is not None:
         faults.append(fault)

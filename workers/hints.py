@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from agentq.group import Group
 from agentq.protocol import POOLS, Hint, Pool, task_name
@@ -39,7 +38,7 @@ class HintPublisher:
     async def _send(self, pool: Pool, hints: list[Hint]) -> list[None]:
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._send_now, pool, hints)
-        except (OperationalError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a broker's library raises, the steps are stored
             log.warning("%d hints for %s are left to the scheduler: %s", len(hints), pool, type(error).__name__)
         return [None] * len(hints)
 

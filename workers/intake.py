@@ -52,7 +52,7 @@ class Consumer(CeleryConsumer):
             except AttributeError:
                 log.warning("an acknowledgement came after its connection was lost")
 
-        return super().call_soon_ack(acknowledge)
+        return super().call_soon_ack(acknowledge)  # type: ignore[misc]  # newer than the stubs
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self._refuse(message, exc, "undecodable", "The message could not be decoded.")

@@ -70,6 +70,8 @@ def fail(error: AgentqError, *, as_json: bool = False) -> NoReturn:
         click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
         if error.hint:
             click.echo(f"  {error.hint}", err=True)
+        for fault in error.details.get("faults", [])[1:]:
+            click.echo(f"  also {fault}", err=True)
     raise click.exceptions.Exit(2 if isinstance(error, USER_MISTAKES) else 1)
 
 

@@ -28,6 +28,7 @@ from agentq.embedded.servers import (
 )
 from agentq.embedded.supervisor import Component
 from agentq.protocol import INTAKE_QUEUE, POOLS
+from config.catalog import catalog_directories, load_catalog
 from config.settings import Settings, explain
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -50,8 +51,9 @@ def make_plan(settings: Settings, *, scenario: Path | None = None) -> Plan:
     """Decide what to start under ``settings.data_dir`` and on which ports. Writes the Redis password on first use.
 
     ``scenario`` is a fault and latency script for the offline model server. Raises ConfigError when a server's
-    binary is missing.
+    binary is missing or a file of the catalog is wrong.
     """
+    load_catalog(catalog_directories(settings))  # a wrong file is refused here, before anything starts
     settings = _without_running_stack(settings)
     data_dir = settings.data_dir.resolve()
     servers: list[Component] = []

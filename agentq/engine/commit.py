@@ -154,7 +154,7 @@ def due(run: RunDoc, now: datetime) -> datetime | None:
     if not run["steps"]:
         return now + HINT_GRACE
     dues = [step_due(step, run["leases"].get(key)) for key, step in run["steps"].items()]
-    return min(run["deadline_at"], *(moment for moment in dues if moment is not None), run["deadline_at"])
+    return min([run["deadline_at"], *(moment for moment in dues if moment is not None)])
 
 
 def _next_due(before: datetime | None, run: RunDoc, now: datetime) -> datetime | None:

@@ -115,7 +115,7 @@ def _extract(part: Part, leans_on: str, documents: list[Document], *, own: bool)
     None if no document speaks of what is asked. ``own``: the part has an answer already, so less is taken for one.
     """
     unique = list({document.id: document for document in documents}.values())
-    sources = [_sources(document) for document in unique]
+    sources = [list(_sources(document)) for document in unique]
     weight = weights([source.tokens for group in sources for source in group])
     question = _Question.of(part, leans_on)
     ranked = sorted(range(len(unique)), key=lambda i: -question.fits(unique[i]) + 0.8 * i)
@@ -174,7 +174,8 @@ def _counts(document: Document) -> Counter[str]:
     return Counter(stems(document.text))
 
 
-def _sources(document: Document) -> list[Source]:
+@lru_cache(maxsize=1024)
+def _sources(document: Document) -> tuple[Source, ...]:
     """The sentences of a document with their paragraphs; a list of steps belongs to what introduces it."""
     found: list[Source] = []
     paragraph = 0
@@ -182,7 +183,7 @@ def _sources(document: Document) -> list[Source]:
         lines = sentences(block)
         paragraph += 0 if lines and STEP.match(lines[0]) else 1
         found += [Source(line, paragraph, document, stem_set(line)) for line in lines]
-    return found
+    return tuple(found)
 
 
 def _passage(part: Part, sources: list[Source], asked: tuple[str, ...], weight: Mapping[str, float]) -> list[Source]:

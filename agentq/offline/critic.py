@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agentq.offline.observe import Observation, observe
 from agentq.offline.parts import AMOUNT, EMAIL, IDENTIFIER, Part, meaning, split
@@ -27,7 +28,8 @@ _UNCERTAIN = re.compile(
 )
 _EXAMPLE = re.compile(r"\b(?:for example|e\.g\.|such as|looks? like),? [A-Z]{1,8}-?\d[\dA-Z-]*")
 _ADMITS = re.compile(
-    r"\b(?:no result|will check|sorry|cannot|can't|could not|couldn't|unable|not possible|no (?:order|ticket|result|record|such)|nothing|"
+    r"\b(?:no result|will check|sorry|"
+    r"cannot|can't|could not|couldn't|unable|not possible|no (?:order|ticket|result|record|such)|nothing|"
     r"unfortunately|refused|not (?:be|found|allowed|refund|eligible)|failed|did not|does not|ended|already|only|must|"
     r"needs?|above|beyond)\b",
     re.IGNORECASE,
@@ -188,7 +190,7 @@ def _missing_citation(case: Case) -> list[str]:
     cited = set(_CITATION.findall(case.draft))
     taken = _runs(case.draft)
     documents = {d.id: d for result in case.results for d in result.seen.documents}
-    sourced = set[tuple[str, ...]]().union(*(_runs(documents[name].text) for name in cited if name in documents))
+    sourced = frozenset[tuple[str, ...]]().union(*(_runs(documents[name].text) for name in cited if name in documents))
     return [
         f"The draft takes sentences from {document.id} without citing it: add [{document.id}]."
         for document in documents.values()
@@ -196,9 +198,11 @@ def _missing_citation(case: Case) -> list[str]:
     ]
 
 
-def _runs(text: str) -> set[tuple[str, ...]]:
+@lru_cache(maxsize=1024)
+def _runs(text: str) -> frozenset[tuple[str, ...]]:
+    """All runs of SHARED_RUN consecutive stems."""
     found = [stem(word) for word in words(_CITATION.sub("", text))]
-    return {tuple(found[i : i + SHARED_RUN]) for i in range(len(found) - SHARED_RUN + 1)}
+    return frozenset(tuple(found[i : i + SHARED_RUN]) for i in range(len(found) - SHARED_RUN + 1))
 
 
 def _hidden_failures(case: Case) -> list[str]:

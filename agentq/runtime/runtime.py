@@ -200,6 +200,8 @@ class Runtime:
         """
         while True:
             run = carried.run
+            if held.step_id not in run["steps"]:  # a parallel step of ours has ended the run
+                return None
             decision = advance.advance(carried.bundle, run, held.step_id, outcome, self._limits.max_attempts)
             grants = await self._grants(run["_id"], decision)
             planned = commit.plan(
@@ -215,8 +217,9 @@ class Runtime:
                 carried.run = planned.after
                 return planned
             self._give_back(run["_id"], decision, grants)
-            if verdict is Verdict.FENCED or not await self._refresh(carried, held.step_id):
+            if verdict is Verdict.FENCED:
                 return None
+            await self._refresh(carried, held.step_id)
 
     async def _persist(self, planned: Commit) -> Verdict:
         while True:
@@ -226,23 +229,18 @@ class Runtime:
                 log.warning("commit of run %s waits: %s", planned.run_id, error.code)
                 await asyncio.sleep(OUTAGE_PAUSE_S)
 
-    async def _refresh(self, carried: Carried, step_id: str) -> bool:
-        """Somebody else committed first: take the run as it is now. False if the step is no longer open."""
-        run = None
-        while run is None:
+    async def _refresh(self, carried: Carried, step_id: str) -> None:
+        """Somebody else committed first: take the run as it is now."""
+        while True:
             try:
                 run = await self.store.load(carried.run["_id"])
+                break
             except Unavailable:
                 await asyncio.sleep(OUTAGE_PAUSE_S)
-                continue
-            if run is None:
-                return False
-        if step_id not in run["steps"]:
-            return False
-        carried.run = run
-        if run["steps"][step_id]["kind"] == "enter":
-            self._enter(carried, step_id)
-        return True
+        if run is not None:
+            carried.run = run
+            if step_id in run["steps"] and run["steps"][step_id]["kind"] == "enter":
+                self._enter(carried, step_id)
 
     async def _grants(self, run_id: str, decision: Decision) -> dict[str, Grant]:
         """Leases for the steps this process can go on with at once: it serves their pool and has room."""

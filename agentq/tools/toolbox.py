@@ -244,7 +244,7 @@ def _import(path: str) -> ModuleType:
         raise ConfigError(error.message, hint=error.hint, **{**error.details, "module": path}) from None
     except ModuleNotFoundError as error:
         if error.name is not None and (path == error.name or path.startswith(f"{error.name}.")):
-            hint = "Correct the name, or put the folder that holds it on PYTHONPATH."
+            hint = "Correct the name, or put the module beside tools.yaml or its folder on PYTHONPATH."
         else:
             hint = f"Install or correct {error.name!r}, which it imports."
         raise ConfigError(f"Module {path!r} cannot be imported: {error}.", hint=hint, module=path) from error

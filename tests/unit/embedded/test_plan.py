@@ -60,12 +60,15 @@ def test_the_router_serves_the_intake_of_foreign_applications(tmp_path: Path, pa
 
 
 def test_workers_learn_the_addresses_from_their_environment(tmp_path: Path, path: Path) -> None:
-    plan = plan_for(tmp_path, app_dir=tmp_path, mongo_database="other")
+    app_dir = tmp_path / "app"
+    app_dir.mkdir()
+    (app_dir / "models.yaml").write_text("models: {}\n")
+    plan = plan_for(tmp_path, app_dir=app_dir, mongo_database="other")
     env = named(plan, "specialist").env
     assert env["AGENTQ_BROKER_URL"] == plan.settings["broker_url"]
     assert env["AGENTQ_MONGO_URL"] == plan.settings["mongo_url"]
     assert env["AGENTQ_MONGO_DATABASE"] == "other"
-    assert env["AGENTQ_APP_DIR"] == str(tmp_path)
+    assert env["AGENTQ_APP_DIR"] == str(app_dir)
     assert env["AGENTQ_READY_FILE"] == str(named(plan, "specialist").ready_file)
     assert env["AGENTQ_READY_FILE"] != named(plan, "critic").env["AGENTQ_READY_FILE"]
 

@@ -172,7 +172,7 @@ class TestAnthropic:
     async def test_an_output_format_is_answered_as_text(self, http: aiohttp.ClientSession, server: Running) -> None:
         body = {
             "model": "claude", "max_tokens": 200,
-            "messages": [{"role": "user", "content": "## Request\nx?\n\n## Tool results\n\n\n## Draft answer\nIt is 5."}],
+            "messages": [{"role": "user", "content": "## Request\nx?\n\n## Tool results\n\n## Draft answer\nIt is 5."}],
             "output_config": {"format": {"type": "json_schema", "schema": VERDICT_SCHEMA}},
         }  # fmt: skip
         answer = await ask(http, server, body, "/v1/messages")

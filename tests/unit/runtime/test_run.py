@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.runtime.world import World
 
 from agentq.errors import ProviderError
 from agentq.protocol import Hint
 from agentq.testing import ScriptedLlm, calls_tool, says
 from agentq.testing.model import Script
+from tests.unit.runtime.world import World
 
 ROUTE = '{"route": "billing", "reason": "it is about money"}'
 ACCEPT = '{"verdict": "accept", "problems": []}'

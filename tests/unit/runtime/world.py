@@ -106,7 +106,7 @@ class World:
         self.replies.append(run["_id"])
 
     def worker(self, pools: Sequence[Pool] = POOLS, **options: Any) -> Runtime:
-        keeper = LeaseKeeper(30_000, monotonic=lambda: self.time.timestamp())
+        keeper = LeaseKeeper(30_000, monotonic=lambda: self.time.timestamp())  # noqa: PLW0108 - the time of then, not of now
         self.keepers.append(keeper)
         return Runtime(
             self.store, self.llm, self.toolbox, self.publish, pools=pools, worker="w", keeper=keeper, reply=self.reply,
