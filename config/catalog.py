@@ -31,8 +31,14 @@ class Catalog:
 
 
 def catalog_directories(settings: Settings) -> list[Path]:
-    """The default catalog, and the application's over it."""
-    return [DEFAULT_DIRECTORY, *([settings.app_dir] if settings.app_dir else [])]
+    """The default catalog, and the application's over it.
+
+    Where Anthropic is the only provider configured, the default models are its: a key is all that has to change.
+    """
+    openai = settings.openai_api_key or settings.openai_base_url
+    anthropic = settings.anthropic_api_key or settings.anthropic_base_url
+    only_anthropic = [DEFAULT_DIRECTORY / "anthropic"] if anthropic and not openai else []
+    return [DEFAULT_DIRECTORY, *only_anthropic, *([settings.app_dir] if settings.app_dir else [])]
 
 
 def load_catalog(directories: Sequence[Path], *, tool_threads: int = 32) -> Catalog:

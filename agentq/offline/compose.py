@@ -14,7 +14,7 @@ from agentq.offline.parts import NAMED_THING, Part, meaning
 from agentq.offline.plan import Plan, Want, about, asked_again, is_advice, key_of, leaning
 from agentq.offline.prompt import Turn
 from agentq.offline.text import STEP, coverage, overlap, sentences, stem_set, stems, weights
-from agentq.offline.toolbox import Param, Tool, toolbox
+from agentq.offline.toolbox import Param, Tool
 
 RELEVANT = 0.45  # share of a part's words that a text must speak of to be an answer to it
 MAX_SENTENCES = 5
@@ -64,7 +64,7 @@ def compose(turn: Turn, plan: Plan) -> str:
 
 def _part_answer(index: int, turn: Turn, plan: Plan, results: Mapping[str, Observation], said: list[str]) -> str:
     """What the results say about one part, nothing twice."""
-    part, tools = plan.parts[index], toolbox(turn.tools)
+    part, tools = plan.parts[index], plan.tools
     wants = [want for want in plan.wants if want.part == index]
     told = [
         sentence

@@ -18,7 +18,7 @@ _RESULT = re.compile(r"^- (\w[\w.-]*)\((.*?)\) -> ", re.MULTILINE)
 _NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?![\w-])")
 _DATE = re.compile(r"\b\d{4}-\d{2}-\d{2}\b")
 _CITATION = re.compile(r"\[([A-Z][A-Za-z]*-?\d[\w.-]*)\]")
-_STEP_NUMBER = re.compile(r"^\s*\d+[.)]\s+", re.MULTILINE)
+_STEP_NUMBER = re.compile(r"^[ \t]{0,8}\d{1,3}[.)][ \t]+", re.MULTILINE)
 _STATES = word_set(
     """delivered shipped processing cancelled canceled refunded lost returned pending approved declined rejected
     dispatched delayed paid unpaid resolved closed reopened escalated replaced expired"""

@@ -46,7 +46,7 @@ _IMPERATIVE = word_set(
 )
 # Where one sentence holds two asks: before a question word or a verb that gives an order.
 _JOINT = re.compile(
-    r"(?:[,;]\s*|\s+)(?:and|but|then|plus)(?:,?\s+also|\s+then)?,?\s+(?=(?:(?:also|please)\s+)?"
+    r"(?:[,;]\s{0,3}|\s{1,3})(?:and|but|then|plus)(?:,?\s+also|\s+then)?,?\s+(?=(?:(?:also|please)\s+)?"
     r"(?:what|when|where|why|how|who|which|can|could|is there|are there|do you|does(?! not)|will|would|please|tell|"
     r"refund|cancel|open|create|explain|i(?:'d| would) like|i (?:want|need))\b)|;\s+",
     re.IGNORECASE,
@@ -58,12 +58,13 @@ _BACK_REFERENCE = re.compile(
 )
 _GREETING = re.compile(r"^(?:hi|hello|hey|dear|good (?:morning|afternoon|evening))\b[^.!?]{0,30}[,.!]?$", re.IGNORECASE)
 
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+# Bounded and anchored at the left, here as below: requests may be 256 KiB of anything.
+EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 IDENTIFIER = re.compile(r"\b[A-Z]{1,8}-?\d[\dA-Z-]*\b")
 # Numbers of orders, tickets and the like; not E4 or S7, which a text about a device may speak of.
 NAMED_THING = re.compile(r"\b[A-Z]{1,8}(?:-\d|\d{3})[\dA-Z-]*\b|\b[a-z]{1,4}-\d[\w-]*", re.ASCII)
 AMOUNT = re.compile(
-    r"(?:[$€£]|\b(?:usd|eur|gbp)\s?)\s?(\d[\d,]*(?:\.\d+)?)|(\d[\d,]*(?:\.\d+)?)\s?(?:usd|eur|gbp|dollars?|euros?|pounds?|bucks|[$€£])",
+    r"(?:[$€£]|\b(?:usd|eur|gbp)\s?)\s?(\d[\d,]{0,15}(?:\.\d{1,9})?)|(?<![\d,])(\d[\d,]{0,15}(?:\.\d{1,9})?)\s?(?:usd|eur|gbp|dollars?|euros?|pounds?|bucks|[$€£])",
     re.IGNORECASE,
 )
 

@@ -11,8 +11,8 @@ from typing import Any
 from agentq.offline.observe import Observation, observe
 from agentq.offline.parts import NAMED_THING, Part, meaning, mood, split
 from agentq.offline.prompt import Called, Turn
-from agentq.offline.text import coverage, sentences, stems, weights
-from agentq.offline.toolbox import Param, Tool, find, fit, pick, shorten, toolbox
+from agentq.offline.text import coverage, sentences, stems
+from agentq.offline.toolbox import Param, Tool, Toolbox, find, fit, pick, shorten, toolbox
 from agentq.protocol import canonical_json
 
 MAX_ENTITIES = 5  # calls of one tool for one part
@@ -52,6 +52,7 @@ class Plan:
     parts: tuple[Part, ...]
     wants: tuple[Want, ...]
     ready: tuple[Want, ...]
+    tools: Mapping[str, Tool]
 
 
 def key_of(call: Called) -> str:
@@ -60,12 +61,13 @@ def key_of(call: Called) -> str:
 
 def make_plan(turn: Turn) -> Plan:
     """What the request needs and what of it is still to be called."""
-    tools = toolbox(turn.tools)
+    box = toolbox(turn.tools)
+    tools = box.tools
     parts = (*split(turn.request), *_parts_reopened(turn))
-    wants = _Planner(turn, tools, parts).wants()
+    wants = _Planner(turn, box, parts).wants()
     wants += _follow_ups(turn, tools, wants)
     wants = list({want.key + str(want.part): want for want in wants}.values())
-    return Plan(parts, tuple(wants), tuple(_ready(turn, tools, wants)))
+    return Plan(parts, tuple(wants), tuple(_ready(turn, tools, wants)), tools)
 
 
 def _parts_reopened(turn: Turn) -> tuple[Part, ...]:
@@ -78,10 +80,9 @@ def _parts_reopened(turn: Turn) -> tuple[Part, ...]:
 class _Planner:
     """Plans the parts one by one; what one part names, later parts may refer to."""
 
-    def __init__(self, turn: Turn, tools: Mapping[str, Tool], parts: tuple[Part, ...]) -> None:
-        self.turn, self.tools, self.parts = turn, tools, parts
-        self.weight = weights([tool.about for tool in tools.values()]) if tools else {}
-        self.distinct = math.log(1 + len(tools) / max(1, len(tools) // 2)) if tools else 0.0
+    def __init__(self, turn: Turn, box: Toolbox, parts: tuple[Part, ...]) -> None:
+        self.turn, self.tools, self.weight, self.parts = turn, box.tools, box.weight, parts
+        self.distinct = math.log(1 + len(self.tools) / max(1, len(self.tools) // 2)) if self.tools else 0.0
 
     def wants(self) -> list[Want]:
         """The calls of all parts, without look-ups for another part of what is changed: they would be stale."""

@@ -16,7 +16,7 @@ _REACT_TOOL = re.compile(r"^- ([\w.-]+): (.*) Arguments \(JSON Schema\): (\{.*\}
 _OBSERVATION = re.compile(r"^\s*Observation:\s*")
 _REVIEW = re.compile(r"\bproblems? (?:with|in) (?:your|the) (?:draft|answer)", re.IGNORECASE)
 _NUDGE = re.compile(r"^Your answer was empty", re.IGNORECASE)
-_LISTED = re.compile(r"^\s*[-*]\s+(.+)$", re.MULTILINE)
+_LISTED = re.compile(r"^[ \t]{0,8}[-*][ \t]+(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agentq.offline.parts import Part, meaning, mood, shapes, split
 from agentq.offline.prompt import Prompt, Reply, choice_property
 from agentq.offline.text import stem, stem_set, synonyms, weights, words
 
-_OPTION = re.compile(r"^\s*[-*]\s+[\"'`*]*([\w.-]+)[\"'`*]*:\s*(.+)$", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]{0,8}[-*][ \t]+[\"'`*]*([\w.-]+)[\"'`*]*:\s*(.+)$", re.MULTILINE)
 _TAKES_THE_REST = re.compile(
     r"\b(?:everything|anything|all|requests?) (?:else|other)\b|\bother requests?\b|\botherwise\b"
     r"|\bno (?:other|one else)\b|\bnone of the\b|\bdoes not fit\b|\bdefault\b",
@@ -49,11 +50,7 @@ def choose(options: Mapping[str, str], text: str, earlier: str = "") -> Choice:
     and what is asked counts more than the story around it. Without any word that at most half of the options share,
     the option that says it takes everything else is chosen, else the first.
     """
-    described = {
-        name: stem_set(f"{name.replace('_', ' ')} {description}") | shapes(description)
-        for name, description in options.items()
-    }
-    weight = weights(list(described.values()))
+    described, weight = _described(tuple(options.items()))
     heard = _hear(text, earlier)
     telling = math.log(1 + len(options) / max(1, len(options) // 2)) - 1e-9
     ranked = [_score(name, described[name], synonyms(options[name]), heard, weight, telling) for name in options]
@@ -62,6 +59,15 @@ def choose(options: Mapping[str, str], text: str, earlier: str = "") -> Choice:
         return best
     rest = next((name for name, description in options.items() if _TAKES_THE_REST.search(description)), None)
     return Choice(rest or next(iter(options)), 0.0, ())
+
+
+@lru_cache(maxsize=256)
+def _described(options: tuple[tuple[str, str], ...]) -> tuple[dict[str, frozenset[str]], dict[str, float]]:
+    """What each option's name and description speak of, and what each stem of them weighs."""
+    described = {
+        name: stem_set(f"{name.replace('_', ' ')} {description}") | shapes(description) for name, description in options
+    }
+    return described, weights(list(described.values()))
 
 
 def _hear(text: str, earlier: str) -> dict[str, _Heard]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 _SENTENCE_END = re.compile(r"(?<!e\.g\.)(?<!i\.e\.)(?<![ap]\.m\.)(?<!\bMr\.)(?<!\bNo\.)(?<=[.!?])\s+")
-STEP = re.compile(r"^\s*(?:\d+[.)]|[-*\u2022])\s+")
+STEP = re.compile(r"^[ \t]{0,8}(?:\d{1,3}[.)]|[-*\u2022])\s+")
 _VOWEL = re.compile(r"[aeiouy]")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from agentq.offline.parts import AMOUNT, EMAIL, IDENTIFIER
 from agentq.offline.route import choose
-from agentq.offline.text import sentences, stem, stem_set, synonyms, word_set
+from agentq.offline.text import sentences, stem, stem_set, synonyms, weights, word_set
 from schemas.chat import ToolSchema
 
 Kind = Literal["entity", "amount", "number", "email", "choice", "words", "other"]
@@ -66,16 +66,25 @@ class Tool:
         return next((param for param in self.required if param.kind in ("entity", "email")), None)
 
 
-def toolbox(schemas: tuple[ToolSchema, ...]) -> dict[str, Tool]:
-    """The tools by name."""
+@dataclass(frozen=True, slots=True)
+class Toolbox:
+    """The tools of a prompt by name, and what each stem of their descriptions weighs."""
+
+    tools: Mapping[str, Tool]
+    weight: Mapping[str, float]
+
+
+def toolbox(schemas: tuple[ToolSchema, ...]) -> Toolbox:
+    """The tools as read; reading them once serves every prompt that has them."""
     return _toolbox(json.dumps(schemas))
 
 
 @lru_cache(maxsize=256)
-def _toolbox(text: str) -> dict[str, Tool]:
+def _toolbox(text: str) -> Toolbox:
     schemas: list[ToolSchema] = json.loads(text)
     names = [schema["name"] for schema in schemas]
-    return {schema["name"]: _tool(schema, names) for schema in schemas}
+    tools = {schema["name"]: _tool(schema, names) for schema in schemas}
+    return Toolbox(tools, weights([tool.about for tool in tools.values()]))
 
 
 def _tool(schema: ToolSchema, names: list[str]) -> Tool:
