@@ -244,11 +244,11 @@ def _found(case: Case) -> bool:
 def _answers(case: Case, part: Part, of: int) -> bool:
     """Whether the draft speaks of the part, or of what a result that belongs to the part says."""
     asked = frozenset(meaning(part.whole))
-    named = [item.upper() for item in IDENTIFIER.findall(part.whole)]
+    named = list(dict.fromkeys(IDENTIFIER.findall(part.whole)))
     if not asked and not named:
         return True
-    draft = frozenset(meaning(case.draft))
-    if named and all(item in case.draft.upper() for item in named):
+    draft, written = frozenset(meaning(case.draft)), case.draft.upper()
+    if named and all(item in written for item in named):
         return True
     if len(asked & draft) >= max(1, len(asked) // (3 if of == 1 else 2)):
         return True
@@ -259,7 +259,8 @@ def _belongs(result: Evidence, asked: frozenset[str], named: list[str]) -> bool:
     about = frozenset(meaning(result.arguments)) | (
         frozenset() if result.seen.documents else frozenset(meaning(result.raw))
     )
-    return any(item in result.text.upper() for item in named) or len(asked & about) * 2 >= len(asked) > 0
+    text = result.text.upper()
+    return any(item in text for item in named) or len(asked & about) * 2 >= len(asked) > 0
 
 
 def _uses(draft: str, result: Evidence) -> bool:

@@ -64,7 +64,8 @@ IDENTIFIER = re.compile(r"\b[A-Z]{1,8}-?\d[\dA-Z-]*\b")
 # Numbers of orders, tickets and the like; not E4 or S7, which a text about a device may speak of.
 NAMED_THING = re.compile(r"\b[A-Z]{1,8}(?:-\d|\d{3})[\dA-Z-]*\b|\b[a-z]{1,4}-\d[\w-]*", re.ASCII)
 AMOUNT = re.compile(
-    r"(?:[$€£]|\b(?:usd|eur|gbp)\s?)\s?(\d[\d,]{0,15}(?:\.\d{1,9})?)|(?<![\d,])(\d[\d,]{0,15}(?:\.\d{1,9})?)\s?(?:usd|eur|gbp|dollars?|euros?|pounds?|bucks|[$€£])",
+    r"(?:[$€£]|\b(?:usd|eur|gbp)\s?)\s?(\d[\d,]{0,15}(?:\.\d{1,9})?)"
+    r"|(?<![\d,])(\d[\d,]{0,15}(?:\.\d{1,9})?)\s?(?:usd|eur|gbp|dollars?|euros?|pounds?|bucks|[$€£])",
     re.IGNORECASE,
 )
 

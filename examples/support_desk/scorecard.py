@@ -24,6 +24,7 @@ from config.settings import load_settings
 from examples.support_desk.desk import Doc, database
 
 REQUESTS = Path(__file__).with_name("requests.yaml")
+TOOLS = frozenset({"search_knowledge_base", "get_order_status", "process_refund", "create_ticket", "update_ticket"})
 DEMO_RUNS = "demo_runs"  # the collection in which the demo notes which run belongs to which request
 
 
@@ -86,7 +87,7 @@ def faults(request: DeskRequest, outcome: Outcome, db: Database[Doc]) -> list[st
 
 def outcome_faults(expect: Expectation, outcome: Outcome) -> list[str]:
     """What is wrong with the run's outcome itself. Pure."""
-    answer, called = outcome.answer or "", set(outcome.tools)
+    answer, called = outcome.answer or "", set(outcome.tools) & TOOLS  # a model may name tools that do not exist
     found: list[str] = []
     if outcome.status != expect.status:
         found.append(f"status is {outcome.status}, not {expect.status}")
