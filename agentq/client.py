@@ -15,6 +15,7 @@ anew in the child).
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -27,9 +28,17 @@ from typing import Any, cast
 
 from bson.codec_options import CodecOptions
 from celery import Celery
+from kombu.pools import ProducerPool
 from pymongo import MongoClient, ReturnDocument
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError, ConfigurationError, DuplicateKeyError, InvalidURI, PyMongoError
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    DuplicateKeyError,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+)
 
 from agentq.errors import (
     AgentqError,
@@ -58,10 +67,14 @@ from agentq.protocol import (
 
 __all__ = ["Client", "Handle", "Outcome"]
 
+log = logging.getLogger(__name__)
 Doc = dict[str, Any]
 WORKFLOW_CACHE_S = 5.0  # how long a client may go on pinning new runs to the version it knows
 BROKER_TIMEOUT_S = 3.0
+BROKER_QUIET_S = 5.0
 HINTS_A_MESSAGE = 64
+DUPLICATE_KEY = 11000
+_NOT_ALLOWED = (13, 18)  # MongoDB: unauthorized, authentication failed
 
 
 @dataclass(frozen=True)
@@ -167,8 +180,7 @@ class Client:
         self._mongo_url = mongo_url
         self._broker_url = broker_url
         self._database = database
-        self._lock = threading.Lock()
-        self._connected: _Connected | None = None
+        self._connections: dict[int, _Connected] = {}  # by process: what was made before a fork is not used after it
 
     def __enter__(self) -> Client:
         return self
@@ -177,12 +189,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        with self._lock:
-            if self._connected is not None and self._connected.pid == os.getpid():
-                self._connected.mongo.close()
-                if self._connected.celery is not None:
-                    self._connected.celery.close()
-            self._connected = None
+        """Close this process's connections; the next call makes new ones."""
+        connected = self._connections.pop(os.getpid(), None)
+        if connected is not None:
+            connected.close()
 
     def submit(
         self,
@@ -214,21 +224,27 @@ class Client:
     def accept(self, request: Request, reply: Reply | None = None) -> Handle:
         """``submit`` for a request that has been validated; ``reply``: who waits for it in a Celery result backend."""
         registered = self._workflow(request.workflow)
-        run_id = new_run_id()
-        with self._mongo_errors():
-            doc = self._born(request, registered, run_id, reply)
-            try:
-                self._db()["runs"].insert_one(cast("Doc", doc))
-            except DuplicateKeyError:
-                return self._known(request)
-        self._publish({registered["start_pool"]: [Hint(run_id, START_STEP, 1)]})
-        return Handle(self, run_id)
+        while True:
+            doc = self._born(request, registered, reply)
+            with self._mongo_errors():
+                try:
+                    self._db()["runs"].insert_one(cast("Doc", doc))
+                    break
+                except DuplicateKeyError as error:
+                    if _same_key(error.details):
+                        return self._known(request)
+        self._publish({registered["start_pool"]: [Hint(doc["_id"], START_STEP, 1)]})
+        return Handle(self, doc["_id"])
 
     def submit_many(self, requests: Iterable[Doc], *, chunk: int = 500) -> Iterator[Handle | AgentqError]:
         """Hand in many requests (dicts as for ``parse_request``); yields one handle or one error each, in order.
 
         Streams: ``chunk`` requests are stored with one write, and are durable when their handles come out.
         """
+        if chunk < 1:
+            raise InvalidRequest(
+                "chunk is less than 1.", code="invalid_value", hint="Leave it out, or use a few hundred."
+            )
         stream = iter(requests)
         while bodies := list(islice(stream, chunk)):
             yield from self._submit_chunk(bodies)
@@ -236,41 +252,53 @@ class Client:
     def _submit_chunk(self, bodies: Sequence[Doc]) -> list[Handle | AgentqError]:
         results: list[Handle | AgentqError] = []
         born: list[tuple[int, Request, NewRun]] = []
-        hints: dict[Pool, list[Hint]] = {}
         for body in bodies:
             try:
                 request = parse_request(body)
-                registered = self._workflow(request.workflow)
+                doc = self._born(request, self._workflow(request.workflow), None)
             except InvalidRequest as error:
                 results.append(error)
                 continue
-            doc = self._born(request, registered, new_run_id(), None)
             born.append((len(results), request, doc))
             results.append(Handle(self, doc["_id"]))
-            hints.setdefault(registered["start_pool"], []).append(Hint(doc["_id"], START_STEP, 1))
-        refused: set[int] = set()
-        with self._mongo_errors():
+        refused = self._insert([doc for _, _, doc in born])
+        hints: dict[Pool, list[Hint]] = {}
+        for index, (place, request, doc) in enumerate(born):
+            if index not in refused:
+                hints.setdefault(doc["steps"][START_STEP]["pool"], []).append(Hint(doc["_id"], START_STEP, 1))
+                continue
             try:
-                if born:
-                    self._db()["runs"].insert_many([cast("Doc", doc) for _, _, doc in born], ordered=False)
-            except BulkWriteError as error:
-                refused = {one["index"] for one in error.details["writeErrors"]}
-        for index in refused:
-            place, request, doc = born[index]
-            try:
-                results[place] = self._known(request)
+                results[place] = self._known(request) if refused[index] else self.accept(request)
             except AgentqError as known_error:
                 results[place] = known_error
-        lost = {born[index][2]["_id"] for index in refused}
-        self._publish({pool: [hint for hint in some if hint.run_id not in lost] for pool, some in hints.items()})
+        self._publish(hints)
         return results
 
-    def _born(self, request: Request, registered: Registered, run_id: str, reply: Reply | None) -> NewRun:
+    def _insert(self, docs: Sequence[NewRun]) -> dict[int, bool]:
+        """Store runs with one write. The places of those that were refused as duplicates: True for their
+        idempotency key, False for another index. Raises ``Unavailable`` where it is unknown what was stored."""
+        with self._mongo_errors():
+            try:
+                if docs:
+                    self._db()["runs"].insert_many([cast("Doc", doc) for doc in docs], ordered=False)
+            except BulkWriteError as error:
+                wrong = error.details["writeErrors"]
+                if error.details.get("writeConcernErrors") or any(one["code"] != DUPLICATE_KEY for one in wrong):
+                    raise
+                return {one["index"]: _same_key(one) for one in wrong}
+        return {}
+
+    def _born(self, request: Request, registered: Registered, reply: Reply | None) -> NewRun:
         turn = None if request.conversation is None else self._next_turn(request)
         return new_run(
-            request, registered, run_id=run_id, now=self._now(), turn=turn, hinted=self._broker_url is not None,
+            request,
+            registered,
+            run_id=new_run_id(),
+            now=self._now(),
+            turn=turn,
+            hinted=self._connect().publishes(),
             reply=reply,
-        )  # fmt: skip
+        )
 
     def run(self, run_id: str) -> Handle:
         """A handle for a run that somebody handed in. Raises ``NotFound``."""
@@ -306,9 +334,10 @@ class Client:
 
     def _known(self, request: Request) -> Handle:
         """The run that the idempotency key belongs to, if it was the same request."""
-        doc = self._db()["runs"].find_one(
-            {"tenant": request.tenant, "idempotency_key": request.idempotency_key}, {"fingerprint": 1}
-        )
+        with self._mongo_errors():
+            doc = self._db()["runs"].find_one(
+                {"tenant": request.tenant, "idempotency_key": request.idempotency_key}, {"fingerprint": 1}
+            )
         if doc is None:
             raise Unavailable("The request was stored and removed at the same time.", hint="Submit it again.")
         if doc["fingerprint"] != request.fingerprint:
@@ -323,11 +352,8 @@ class Client:
         """The request's place in its conversation: taken from a counter, so that no concurrency can disorder it."""
         with self._mongo_errors():
             doc = self._db()["conversations"].find_one_and_update(
-                {"_id": f"{request.tenant}/{request.conversation}"},
-                {
-                    "$inc": {"turns": 1},
-                    "$setOnInsert": {"tenant": request.tenant, "conversation": request.conversation},
-                },
+                {"_id": {"tenant": request.tenant, "conversation": request.conversation}},
+                {"$inc": {"turns": 1}},
                 upsert=True,
                 return_document=ReturnDocument.AFTER,
             )
@@ -354,20 +380,18 @@ class Client:
                 raise Conflict(f"Run {run_id} has already {doc['status']}.", hint="There is nothing to cancel.")
 
     def _publish(self, hints: dict[Pool, list[Hint]]) -> None:
-        """Tell the pools, at best: what does not get through is dispatched by the scheduler."""
-        celery = self._connect().celery
-        if celery is None:
-            return
+        """Tell the pools, at best. What does not get through is made due at once, for the scheduler to dispatch."""
+        connected = self._connect()
+        unheard: list[str] = []
         for pool, some in hints.items():
             for start in range(0, len(some), HINTS_A_MESSAGE):
-                message = [list(hint) for hint in some[start : start + HINTS_A_MESSAGE]]
-                try:
-                    celery.send_task(
-                        task_name(pool), kwargs={"hints": message}, queue=pool, retry=False, ignore_result=True,
-                        argsrepr="()", kwargsrepr="{}",
-                    )  # fmt: skip
-                except Exception:  # noqa: BLE001 - whatever a broker's library raises, the request is accepted
-                    return
+                message = some[start : start + HINTS_A_MESSAGE]
+                if not connected.send(pool, message):
+                    unheard += [hint.run_id for hint in message]
+        if unheard and self._broker_url is not None:
+            with self._mongo_errors():
+                condition = {"_id": {"$in": unheard}, "rev": 0, "leases": {}}
+                self._db()["runs"].update_many(condition, {"$set": {"next_due": self._now()}})
 
     def _now(self) -> datetime:
         return datetime.now(UTC) + self._connect().offset
@@ -376,67 +400,109 @@ class Client:
         return self._connect().db
 
     def _connect(self) -> _Connected:
-        connected = self._connected
-        if connected is not None and connected.pid == os.getpid():
-            return connected
-        with self._lock:
-            if self._connected is None or self._connected.pid != os.getpid():
-                with self._mongo_errors():
-                    self._connected = _Connected.make(self._mongo_url, self._broker_url, self._database)
-            assert self._connected is not None
-            return self._connected
+        connected = self._connections.get(os.getpid())
+        if connected is None:
+            with self._mongo_errors():
+                made = _Connected(self._mongo_url, self._broker_url, self._database)
+            connected = self._connections.setdefault(made.pid, made)
+            if connected is not made:  # another thread was quicker
+                made.close()
+        return connected
 
     @contextmanager
     def _mongo_errors(self) -> Iterator[None]:
         try:
             yield
-        except (InvalidURI, ConfigurationError) as error:
-            raise AgentqError("The MongoDB URL is not valid.", code="bad_mongo_url", hint=str(error)) from error
+        except (InvalidURI, ConfigurationError, ValueError) as error:
+            raise AgentqError(  # the library's own words may quote a password
+                "The MongoDB URL is not valid.",
+                code="bad_mongo_url",
+                hint="It reads mongodb://user:password@host:27017/.",
+            ) from error
+        except OperationFailure as error:
+            if error.code in _NOT_ALLOWED:
+                raise AgentqError(
+                    "MongoDB refuses these credentials.", code="mongo_refused", hint="Check user, password and roles."
+                ) from error
+            raise _unavailable(error) from error
         except PyMongoError as error:
-            raise Unavailable(
-                "MongoDB does not answer.", code="mongo_unavailable", hint="Check the URL and that it runs.",
-                cause=type(error).__name__,
-            ) from error  # fmt: skip
+            raise _unavailable(error) from error
 
 
-@dataclass
+def _unavailable(error: PyMongoError) -> Unavailable:
+    return Unavailable(
+        "MongoDB does not answer.",
+        code="mongo_unavailable",
+        hint="Check the URL and that it runs; repeat with the same idempotency key.",
+        cause=type(error).__name__,
+    )
+
+
+def _same_key(duplicate: Any) -> bool:
+    """Was a document refused for its idempotency key (and not for its turn in a conversation)?"""
+    return "idempotency_key" in (duplicate or {}).get("keyPattern", {})
+
+
 class _Connected:
-    """What belongs to one process."""
+    """What belongs to one process: a connection to MongoDB, its clock, a way to publish."""
 
-    pid: int
-    mongo: MongoClient[Doc]
-    db: Database[Doc]
-    celery: Celery | None
-    offset: timedelta
-    workflows: dict[str, tuple[float, Registered]]
-
-    @classmethod
-    def make(cls, mongo_url: str, broker_url: str | None, database: str) -> _Connected:
-        mongo: MongoClient[Doc] = MongoClient(
+    def __init__(self, mongo_url: str, broker_url: str | None, database: str) -> None:
+        self.pid = os.getpid()
+        self.workflows: dict[str, tuple[float, Registered]] = {}
+        self.mongo: MongoClient[Doc] = MongoClient(
             mongo_url, w="majority", journal=True, retryWrites=True, serverSelectionTimeoutMS=20_000,
             connectTimeoutMS=3_000, appname="agentq-client",
         )  # fmt: skip
-        db = mongo.get_database(database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC))
-        offset = db.command("hello")["localTime"].replace(tzinfo=UTC) - datetime.now(UTC)
-        return cls(os.getpid(), mongo, db, _celery(broker_url), offset, {})
+        try:
+            self.db = self.mongo.get_database(database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC))
+            self.offset: timedelta = self.db.command("hello")["localTime"].replace(tzinfo=UTC) - datetime.now(UTC)
+        except BaseException:
+            self.mongo.close()
+            raise
+        self._celery = None if broker_url is None else _celery(broker_url)
+        self._quiet_until = 0.0
+        if self._celery is not None:
+            # The URL is given here as well because Celery prefers CELERY_BROKER_URL of the host's environment.
+            connections = self._celery.connection_for_write(broker_url).Pool(10)
+            self._producers = ProducerPool(connections, limit=10)
+
+    def publishes(self) -> bool:
+        """Is there a broker, and did it answer when we last asked?"""
+        return self._celery is not None and time.monotonic() >= self._quiet_until
+
+    def send(self, pool: Pool, hints: Sequence[Hint]) -> bool:
+        """Publish hints; False if they did not get through. A broker that failed is left alone for a few seconds, so
+        that one that hangs costs its time-out once and not once a request."""
+        if self._celery is None or not self.publishes():
+            return False
+        try:
+            with self._producers.acquire(block=True, timeout=BROKER_TIMEOUT_S) as producer:
+                self._celery.send_task(
+                    task_name(pool), kwargs={"hints": hints}, queue=pool, producer=producer, retry=False,
+                    ignore_result=True, argsrepr="()", kwargsrepr=f"{{{len(hints)} hints}}",
+                )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - whatever a broker's library raises, the requests are accepted
+            self._quiet_until = time.monotonic() + BROKER_QUIET_S
+            log.warning("%d hints for %s are left to the scheduler: %s", len(hints), pool, type(error).__name__)
+            return False
+        return True
+
+    def close(self) -> None:
+        self.mongo.close()
+        if self._celery is not None:
+            self._producers.connections.force_close_all()
+            self._celery.close()
 
 
-def _celery(broker_url: str | None) -> Celery | None:
-    if broker_url is None:
-        return None
+def _celery(broker_url: str) -> Celery:
     app = Celery("agentq-client", broker=broker_url, set_as_current=False)
+    redis = broker_url.startswith(("redis", "rediss", "unix"))
+    timeouts = {"socket_timeout": BROKER_TIMEOUT_S, "socket_connect_timeout": BROKER_TIMEOUT_S}
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
         broker_connection_timeout=BROKER_TIMEOUT_S,
+        broker_transport_options={"max_retries": 1, **(timeouts if redis else {"confirm_publish": True})},
     )
-    if broker_url.startswith(("redis", "rediss", "unix")):
-        app.conf.broker_transport_options = {
-            "socket_timeout": BROKER_TIMEOUT_S,
-            "socket_connect_timeout": BROKER_TIMEOUT_S,
-            "max_retries": 1,
-        }
-    else:
-        app.conf.broker_transport_options = {"confirm_publish": True, "max_retries": 1}
     return app

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from agentq.errors import Unavailable
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -17,7 +19,8 @@ class Group(Generic[T, R]):
     """Turns ``write(items) -> results`` into ``await group(item) -> result``.
 
     ``write`` gives one result an item, in order; a result that is an exception is raised to that item's caller alone.
-    If ``write`` itself raises, every item of that call gets the exception. At most ``lanes`` calls are under way.
+    If ``write`` itself raises ``Unavailable``, every item of that call gets it; on any other exception the items are
+    written again one by one, so ``write`` must bear repeating. At most ``lanes`` calls are under way.
     """
 
     def __init__(
@@ -52,6 +55,10 @@ class Group(Generic[T, R]):
         try:
             results = await self._write([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - not swallowed: every waiting caller gets it
+            if len(batch) > 1 and not isinstance(error, Unavailable):
+                for one in batch:  # one bad item must not spoil the others
+                    await self._write_batch([one])
+                return
             results = [error] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():

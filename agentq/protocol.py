@@ -95,6 +95,7 @@ def parse_request(body: Any) -> Request:
         raise _translate(error) from None
     if not request.input.strip():
         raise InvalidRequest("The input is empty.", code="empty_input", hint="Send the text of the request in 'input'.")
+    _refuse_unstorable(request.metadata, "metadata")
     _refuse_controls(request.model_dump(exclude_none=True))
     size = len(request.input.encode())
     if size > MAX_INPUT_BYTES:
@@ -103,7 +104,7 @@ def parse_request(body: Any) -> Request:
             code="input_too_large",
             hint="Shorten it, or store the document and send a reference.",
         )
-    if len(_json_or_refuse(request.metadata)) > MAX_METADATA_BYTES:
+    if len(canonical_json(request.metadata).encode()) > MAX_METADATA_BYTES:
         raise InvalidRequest(
             f"The metadata is larger than {MAX_METADATA_BYTES} bytes of JSON.",
             code="metadata_too_large",
@@ -145,13 +146,29 @@ def _refuse_controls(value: Any, path: str = "") -> None:
             _refuse_controls(child, f"{path}[{index}]")
 
 
-def _json_or_refuse(value: Any) -> bytes:
-    try:
-        return canonical_json(value).encode()
-    except (TypeError, ValueError):
+def _refuse_unstorable(value: Any, path: str) -> None:
+    """Metadata is JSON that MongoDB can hold: objects with text keys, lists, text, booleans, 64-bit integers, finite
+    numbers, null."""
+    good = value is None or isinstance(value, bool | str)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        for key, child in value.items():
+            _refuse_unstorable(child, f"{path}.{key}")
+        good = True
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            _refuse_unstorable(child, f"{path}[{index}]")
+        good = True
+    elif isinstance(value, int):
+        good = -(2**63) <= value < 2**63
+    elif isinstance(value, float):
+        good = math.isfinite(value)
+    if not good:
         raise InvalidRequest(
-            "The metadata is not JSON.", code="wrong_type", hint="Use objects, lists, strings, numbers, booleans."
-        ) from None
+            f"{path} is not JSON that can be stored.",
+            code="wrong_type",
+            hint="Use objects, lists, strings, 64-bit integers, finite numbers, booleans, null.",
+            field=path,
+        )
 
 
 _PYDANTIC_CODES = {"missing": "missing_field", "extra_forbidden": "unknown_field"}

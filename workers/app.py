@@ -7,6 +7,8 @@ to nothing.
 
 from __future__ import annotations
 
+import os
+
 from celery import Celery
 from kombu import Queue
 
@@ -18,6 +20,8 @@ from workers.host import EngineHost
 
 def make_app(settings: Settings) -> Celery:
     """A Celery application by these settings; see ``config.settings`` for what each means."""
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
+        os.environ.pop(name, None)  # Celery would prefer them to our settings, in silence
     broker = settings.broker_url.get_secret_value() if settings.broker_url else "redis://127.0.0.1:6379/0"
     app = Celery("agentq", broker=broker, set_as_current=False)
     app.conf.update(_conf(settings, broker))

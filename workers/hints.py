@@ -62,7 +62,9 @@ def parse_hints(value: Any) -> list[Hint]:
     hints = []
     for item in value:
         match item:
-            case [str(run_id), str(step_id), int(attempt)] if _plain(run_id) and _plain(step_id):
+            case [str(run_id), str(step_id), int(attempt)] if (
+                _plain(run_id) and _plain(step_id) and 0 < attempt < 1_000_000
+            ):
                 hints.append(Hint(run_id, step_id, attempt))
             case _:
                 raise ValueError("a hint is [run_id, step_id, attempt]")

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from celery import Celery
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
-from agentq.errors import AgentqError, InvalidRequest
+from agentq.errors import AgentqError, InvalidRequest, Unavailable
 from agentq.protocol import ASK_TASK, INTAKE_QUEUE, SUBMIT_TASK, Request, new_run_id, parse_request, rejected_run
 from schemas.run import RunDoc
 from workers.host import EngineHost
@@ -25,15 +25,15 @@ HIDDEN = "(hidden)"
 
 
 class HiddenRequest(CeleryRequest):
-    """A task message whose arguments never show in events, inspection or logs, whatever its sender declared."""
+    """A task message whose arguments never show in events, inspection or logs, whatever its sender declared.
 
-    @property
-    def argsrepr(self) -> str:
-        return HIDDEN
+    Celery reads the declared form from several places, all of them filled from the message's headers.
+    """
 
-    @property
-    def kwargsrepr(self) -> str:
-        return HIDDEN
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._argsrepr = self._kwargsrepr = HIDDEN
+        self.request_dict.update(argsrepr=HIDDEN, kwargsrepr=HIDDEN)
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002 - Celery's signature
         return super().info(safe=True)
@@ -95,50 +95,67 @@ def _told(error: InvalidRequest) -> InvalidRequest:
     return type(error)(f"{error.code}: {error}", code=error.code)
 
 
-def register(app: Celery, host: EngineHost) -> None:
-    """The intake tasks, and what records a refusal."""
+class Intake:
+    """Accepts requests through the client, or records why not."""
 
-    def refuse(error: InvalidRequest, task_id: str, facts: dict[str, Any]) -> None:
+    def __init__(self, app: Celery, host: EngineHost) -> None:
+        self._app = app
+        self._host = host
+
+    def refuse(self, error: InvalidRequest, task_id: str, facts: dict[str, Any]) -> None:
         """Record the refusal, once a task id."""
         facts = {"task_id": task_id, **facts}
-        doc = rejected_run(error, run_id=new_run_id(), now=host.store.now(), facts=facts)
+        doc = rejected_run(error, run_id=new_run_id(), now=self._host.store.now(), facts=facts)
         if task_id:
             doc["idempotency_key"] = f"celery:{task_id}"
-        host.call(host.store.record(cast("RunDoc", doc)))
+        self._host.call(self._host.store.record(cast("RunDoc", doc)))
 
-    def accept(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], waits: bool) -> str:
+    def accept(self, task: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, waits: bool) -> str:
+        """The run's id. A refusal is recorded and raised; with MongoDB out of reach the message stays in the queue."""
         task_id = task.request.id
         try:
-            request = _request(args, kwargs)
-            if waits and not app.conf.result_backend:
-                raise InvalidRequest(
-                    "agentq.ask needs a result backend, and this agentq has none.",
-                    code="no_result_backend",
-                    hint="Set AGENTQ_RESULT_URL, or use agentq.submit.",
-                )
-            if request.idempotency_key is None:  # a redelivered message must not become a second run
-                request = request.model_copy(update={"idempotency_key": f"celery:{task_id}"})
-            return host.client.accept(request, reply={"task_id": task_id} if waits else None).run_id
+            request = self._request(args, kwargs, task_id, waits)
+            return self._host.client.accept(request, reply={"task_id": task_id} if waits else None).run_id
         except InvalidRequest as error:
-            refuse(error, task_id, {"task": task.name})
+            self.refuse(error, task_id, {"task": task.name})
             raise _told(error) from None
+        except Unavailable as error:
+            log.warning("a request goes back to the queue: %s", error.code)
+            raise Reject(error.code, requeue=True) from None
+
+    def _request(self, args: tuple[Any, ...], kwargs: dict[str, Any], task_id: str, waits: bool) -> Request:
+        request = _request(args, kwargs)
+        if waits and not self._app.conf.result_backend:
+            raise InvalidRequest(
+                "agentq.ask needs a result backend, and this agentq has none.",
+                code="no_result_backend",
+                hint="Set AGENTQ_RESULT_URL, or use agentq.submit.",
+            )
+        if request.idempotency_key is None:  # a redelivered message must not become a second run
+            request = request.model_copy(update={"idempotency_key": f"celery:{task_id}"})
+        return request
+
+
+def register(app: Celery, host: EngineHost) -> None:
+    """The intake tasks, and what records a refusal."""
+    intake = Intake(app, host)
 
     @app.task(
         name=SUBMIT_TASK, queue=INTAKE_QUEUE, bind=True, acks_late=True, ignore_result=False, throws=(AgentqError,)
     )
     def submit(self: Any, *args: Any, **kwargs: Any) -> str:
         """Accept a request; the result is the run's id."""
-        return accept(self, args, kwargs, waits=False)
+        return intake.accept(self, args, kwargs, waits=False)
 
     @app.task(name=ASK_TASK, queue=INTAKE_QUEUE, bind=True, acks_late=True, ignore_result=False, throws=(AgentqError,))
     def ask(self: Any, *args: Any, **kwargs: Any) -> None:
         """Accept a request; the result is the answer, stored when the run has ended."""
-        accept(self, args, kwargs, waits=True)
+        intake.accept(self, args, kwargs, waits=True)
         raise Ignore
 
     for task in (submit, ask):
         task.Request = "workers.intake:HiddenRequest"
-    app.conf["agentq_refuse"] = refuse
+    app.conf["agentq_refuse"] = intake.refuse
 
 
 def _request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:

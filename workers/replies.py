@@ -35,6 +35,6 @@ def answer(run: RunDoc) -> dict[str, Any]:
         "agent": result["agent"] if result else None,
         "acceptance": result["acceptance"] if result else None,
         "citations": result["citations"] if result else [],
-        "cost_usd": run["usage"].get("cost_nano_usd", 0) / 1e9,
+        "cost_usd": (run["usage"].get("cost_nano_usd", 0) + run["waste"].get("cost_nano_usd", 0)) / 1e9,
         "error": run["error"],
     }

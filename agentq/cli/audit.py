@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from agentq.cli.connect import data_dir_option, open_store
 from agentq.engine.audit import check
+
+if TYPE_CHECKING:
+    from agentq.store.mongo import MongoStore
 
 
 @click.group(help="The tamper-evident audit trail.")
@@ -39,7 +43,19 @@ async def _verify(data_dir: Path | None, run_id: str | None) -> tuple[int, int, 
                 continue
             runs, events = runs + 1, events + len(chain)
             problems = ["its run is gone, its events are still there"] if head is None else check(name, head, chain)
+            if problems and head is not None:  # it may have moved between the two reads
+                problems = await _look_again(store, name)
             broken += bool(problems)
             for problem in problems:
                 click.echo(f"{name}: {problem}")
     return runs, events, broken
+
+
+async def _look_again(store: MongoStore, run_id: str) -> list[str]:
+    """Check one run on its own: first the run, then what has been copied, so that nothing can be missed."""
+    run = await store.load(run_id)
+    if run is None:
+        return ["its run is gone, its events are still there"]
+    events = {event["seq"]: event for event in run["events"]}
+    events |= {event["seq"]: event async for event in store.audit_events(run_id) if event["seq"] <= run["audit"]["seq"]}
+    return check(run_id, run["audit"], [events[seq] for seq in sorted(events)])

@@ -7,6 +7,7 @@ lost a race is simply decided again on the fresh run, without repeating the effe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from agentq.engine import budget, parse
@@ -44,15 +45,17 @@ def enter_run(bundle: Bundle, run: RunDoc, step_id: str, history: list[Message],
 def advance(bundle: Bundle, run: RunDoc, step_id: str, outcome: Outcome, max_attempts: int) -> Decision:
     """What the outcome of an open step means for its run."""
     step = run["steps"][step_id]
-    usage = run["usage"] if isinstance(outcome, Failed) else _account(run["usage"], outcome)
-    if run["cancel"] is not None:
-        return cancel(run, run["cancel"]["reason"], outcome.at_ms, usage)
     if isinstance(outcome, Failed):
+        if run["cancel"] is not None:
+            return cancel(run, outcome.at_ms)
         return _failed(run, step_id, step, outcome, max_attempts)
+    usage = _account(run["usage"], outcome)
     if isinstance(outcome, Observed):
         progress = on_tool(bundle, run, step_id, step, outcome)
     else:
         progress = ON_REPLY[step["kind"]](bundle, run, step_id, step, outcome)
+    if run["cancel"] is not None:  # what was done is told and charged all the same
+        return replace(cancel(run, outcome.at_ms, usage, progress.events), state=progress.state)
     return _conclude(bundle, run, step_id, progress, usage, outcome.at_ms)
 
 
@@ -105,7 +108,8 @@ def _result(state: State, answer: str) -> Result:
 
 
 def _succeed(run: RunDoc, state: State, usage: Usage, at_ms: int, events: list[NewEvent]) -> Decision:
-    result = _result(state, state["draft"] or "")
+    found = state["lookups"][-1]["content"] if state["lookups"] else ""
+    result = _result(state, found if state["draft"] is None else state["draft"])
     ended = event(
         "run.succeeded", at_ms, None, agent=result["agent"], acceptance=result["acceptance"],
         answer_sha256=sha256(result["answer"]), **_total(usage),
@@ -215,13 +219,17 @@ def hint_again(run: RunDoc, step_id: str) -> Decision:
     return Decision([], opened={step_id: replace(_again(step, step["attempt"]), hints=step["hints"] + 1)})
 
 
-def cancel(run: RunDoc, reason: str, at_ms: int, usage: Usage | None = None) -> Decision:
-    """Ends a run now. ``usage`` includes what the step that noticed it spent; workers of other steps in flight find
-    themselves fenced and book theirs as waste."""
+def cancel(run: RunDoc, at_ms: int, usage: Usage | None = None, events: Sequence[NewEvent] = ()) -> Decision:
+    """Ends a run that somebody asked to cancel (``run["cancel"]``).
+
+    ``usage`` and ``events`` are of the step that noticed it; workers of other steps in flight find themselves fenced
+    and book theirs as waste.
+    """
+    reason = (run["cancel"] or {}).get("reason", "")
     spent = run["usage"] if usage is None else usage
     ended = event("run.cancelled", at_ms, None, reason=reason, open_steps=sorted(run["steps"]), **_total(spent))
     error = {"code": "cancelled", "message": f"Cancelled: {reason}." if reason else "Cancelled.", "hint": ""}
-    return Decision([ended], usage=spent, closed=tuple(run["steps"]), status="cancelled", error=error)
+    return Decision([*events, ended], usage=spent, closed=tuple(run["steps"]), status="cancelled", error=error)
 
 
 def expire(run: RunDoc, at_ms: int) -> Decision:

@@ -16,7 +16,7 @@ def run_exhausted(bundle: Bundle, run: RunDoc, usage: Usage, at_ms: int) -> str 
         return "max_steps"
     if usage.get("input_tokens", 0) + usage.get("output_tokens", 0) >= limits.max_tokens:
         return "max_tokens"
-    if usage.get("cost_nano_usd", 0) >= cost_limit:
+    if usage.get("cost_nano_usd", 0) + run["waste"].get("cost_nano_usd", 0) >= cost_limit:
         return "max_cost_usd"
     if at_ms >= run["deadline_at"].timestamp() * 1000:
         return "max_wall_s"

@@ -41,6 +41,7 @@ class Commit:
     token: str | None = None
     lapsed: bool = False
     unclaimed: tuple[str, ...] = ()
+    writes_state: bool = False
     waste: Mapping[str, int] = field(default_factory=dict)  # added up by the server: others may count at the same time
     trimmed: bool = False  # ``after["events"]`` replaces the stored ones: the others are in the audit collection
 
@@ -101,6 +102,7 @@ def plan(
         token,
         lapsed,
         unclaimed,
+        writes_state=decision.state is not None,
         waste=decision.waste,
         trimmed=len(kept) < len(run["events"]),
     )
@@ -148,7 +150,7 @@ def step_due(step: Step, lease: Lease | None) -> datetime | None:
     return step["hinted_at"] + HINT_GRACE * 2.0 ** min(step["hints"] - 1, 6)
 
 
-def due(run: RunDoc, now: datetime) -> datetime | None:
+def due(run: RunDoc, now: datetime) -> datetime:
     """When the scheduler must look at a run next; never later than something is due. A run that has ended is due
     once more, until its audit events are copied out and its reply is stored."""
     if not run["steps"]:
@@ -157,10 +159,18 @@ def due(run: RunDoc, now: datetime) -> datetime | None:
     return min([run["deadline_at"], *(moment for moment in dues if moment is not None)])
 
 
-def _next_due(before: datetime | None, run: RunDoc, now: datetime) -> datetime | None:
-    """Keeps the stored value while it is a valid lower bound: an unchanged index entry costs nothing."""
+def _next_due(before: datetime | None, run: RunDoc, now: datetime) -> datetime:
+    """Keeps the stored value while it is a valid lower bound: an unchanged index entry costs nothing.
+
+    A step we know as unclaimed may have been claimed since we read the run, so its back-off does not count here.
+    """
     wanted = due(run, now)
-    if before is not None and wanted is not None and now < before <= wanted:
+    if any(
+        key not in run["leases"] and "not_before" not in step and "held" not in step
+        for key, step in run["steps"].items()
+    ):
+        wanted = min(wanted, now + HINT_GRACE)
+    if before is not None and now < before <= wanted:
         return before
     return wanted
 

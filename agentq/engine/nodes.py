@@ -199,7 +199,7 @@ def on_tool(bundle: Bundle, run: RunDoc, step_id: str, step: Step, outcome: Obse
     node = bundle.workflow.nodes[name]
     if isinstance(node, ToolNode):
         lookup = {"id": step_id, "name": payload["name"], "arguments": payload["arguments"], "content": content}
-        state = {**state, "lookups": [*state["lookups"], lookup], "draft": content}
+        state = {**state, "lookups": [*state["lookups"], lookup]}
         return Progress(state, [made], go=node.next)
     visit = state["visits"][name]
     visit = {

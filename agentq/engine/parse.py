@@ -3,34 +3,65 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
-_ROUTE_TO = re.compile(r"^\W*ROUTE_TO\W*:\s*[\"'`*]*([\w.-]+)", re.IGNORECASE | re.MULTILINE)
-_REASON = re.compile(r"^\W*REASON\W*:\s*(.+)$", re.IGNORECASE | re.MULTILINE)
-_FINAL = re.compile(r"^\W*Final Answer\W*:\s*", re.IGNORECASE | re.MULTILINE)
-_ACTION_CALL = re.compile(r"^\W*Action\W*:\s*([\w.-]+)\s*\((.*)\)\s*$", re.IGNORECASE | re.MULTILINE | re.DOTALL)
-_ACTION = re.compile(r"^\W*Action\W*:\s*[\"'`*]*([\w.-]+)", re.IGNORECASE | re.MULTILINE)
-_ACTION_INPUT = re.compile(r"^\W*Action Input\W*:\s*", re.IGNORECASE | re.MULTILINE)
-_OBSERVATION = re.compile(r"^\W*Observation\W*:", re.IGNORECASE | re.MULTILINE)
+# Leading marks (quotes, stars, list signs) stay on their line: patterns that run over line breaks are quadratic.
+_FENCE = re.compile(r"```(?:json)?(.*?)```", re.DOTALL)
+_ROUTE_TO = re.compile(r"^[^\w\n]*ROUTE_TO[^\w\n:]*:[ \t\"'`*]*([\w.-]+)", re.IGNORECASE | re.MULTILINE)
+_REASON = re.compile(r"^[^\w\n]*REASON[^\w\n:]*:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
+_FINAL = re.compile(r"^[^\w\n]*Final Answer[^\w\n:]*:[*_`]*", re.IGNORECASE | re.MULTILINE)
+_ACTION_CALL = re.compile(r"[^\w\n]*Action[^\w\n:]*:[ \t]*([\w.-]+)[ \t]*\((.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
+_ACTION = re.compile(r"^[^\w\n]*Action[^\w\n:]*:[ \t\"'`*]*([\w.-]+)", re.IGNORECASE | re.MULTILINE)
+_ACTION_INPUT = re.compile(r"^[^\w\n]*Action Input[^\w\n:]*:", re.IGNORECASE | re.MULTILINE)
+_OBSERVATION = re.compile(r"^[^\w\n]*Observation[^\w\n:]*:", re.IGNORECASE | re.MULTILINE)
+_MAX_DEPTH = 32
+_MAX_STARTS = 20  # braces that open no object before we give up
+_MAX_INT = 2**63
+_WORD = re.compile(r"[A-Za-z0-9][\w.:-]*")
 _CITATION = re.compile(r"\[([A-Za-z0-9][\w.:-]{0,63})\]")
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The first JSON object in ``text`` (bare, fenced, or amid prose); None if there is none."""
+    """The first JSON object in ``text`` (bare, fenced, or amid prose) that can be stored; None if there is none."""
     fenced = _FENCE.search(text)
     for candidate in ([fenced.group(1)] if fenced else []) + [text]:
         start = candidate.find("{")
-        if start >= 0:
+        for _ in range(_MAX_STARTS):
+            if start < 0:
+                break
             try:
-                value, _ = json.JSONDecoder().raw_decode(candidate[start:])
+                value, _ = _DECODER.raw_decode(candidate, start)
+                return cast("dict[str, Any]", _storable(value))
             except (ValueError, RecursionError):
-                continue
-            if isinstance(value, dict):
-                return value
+                start = candidate.find("{", start + 1)
     return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _storable(value: Any, depth: int = 0) -> Any:
+    """``value`` as UTF-8 and BSON can hold it; ValueError where they cannot (too deep, integers past 64 bits)."""
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\x00", "")
+    if isinstance(value, dict):
+        return {_storable(key): _storable(child, depth + 1) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_storable(child, depth + 1) for child in value]
+    if isinstance(value, int) and not -_MAX_INT <= value < _MAX_INT:
+        raise ValueError("the integer does not fit into 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("the number is not finite")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +122,7 @@ def react(text: str) -> Action | str:
     end = _OBSERVATION.search(text, action.end())
     span = text[action.start() : end.start() if end else len(text)]
     given = _ACTION_INPUT.search(span)
-    if given is None and (call := _ACTION_CALL.search(span)):
+    if given is None and (call := _ACTION_CALL.match(span.strip())):
         return Action(call.group(1), _arguments(call.group(2)))
     return Action(action.group(1), _arguments(span[given.end() :] if given else ""))
 
@@ -104,5 +135,9 @@ def _arguments(text: str) -> dict[str, Any] | str:
 
 
 def citations(answer: str, seen: str) -> list[str]:
-    """The ids in square brackets of ``answer`` that occur in ``seen`` (the tool results), each once, in order."""
-    return [cited for cited in dict.fromkeys(_CITATION.findall(answer)) if cited in seen]
+    """The ids in square brackets of ``answer`` that stand in ``seen`` (the tool results), each once, in order."""
+    cited = dict.fromkeys(_CITATION.findall(answer))
+    if not cited:
+        return []
+    known = {word.rstrip(".:-") for word in _WORD.findall(seen)}
+    return [name for name in cited if name in known]

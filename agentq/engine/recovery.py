@@ -29,7 +29,7 @@ def look(run: RunDoc, now: datetime, max_attempts: int) -> Act | None:
     """
     at_ms = int(now.timestamp() * 1000)
     if run["cancel"] is not None:
-        return Act(cancel(run, run["cancel"]["reason"], at_ms))
+        return Act(cancel(run, at_ms))
     if now >= run["deadline_at"] and not _worked_on(run, now):
         return Act(expire(run, at_ms))
     for step_id, step in run["steps"].items():

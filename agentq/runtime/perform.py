@@ -27,7 +27,7 @@ async def perform(
     try:
         if isinstance(effect, LlmCall):
             return Replied(await llm.complete(effect), now_ms())
-        result = await _call_tool(effect, run, step_id, toolbox)
+        result = await _call_tool(effect, run, step_id, toolbox, now_ms)
         return Observed(result.ok, result.code, result.content, result.unknown_outcome, result.latency_ms, now_ms())
     except ProviderError as error:
         return Failed(error.code, error.message, error.retryable, error.retry_after_s, now_ms())
@@ -36,7 +36,9 @@ async def perform(
         return Failed("internal", f"{type(error).__name__} in the worker.", True, None, now_ms())
 
 
-async def _call_tool(effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox: Toolbox) -> ToolResult:
+async def _call_tool(
+    effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox: Toolbox, now_ms: Callable[[], int]
+) -> ToolResult:
     context = ToolContext(
         run_id=run["_id"],
         step_id=step_id,
@@ -46,6 +48,7 @@ async def _call_tool(effect: ToolCallEffect, run: RunDoc, step_id: str, toolbox:
         conversation=run["conversation"],
         agent=effect.agent or "",
         idempotency_key=f"{run['_id']}:{step_id}",
-        deadline=time.monotonic() + (effect.spec.timeout_s if effect.spec else 0.0),
+        # The tool's own time limit counts from its start; until then it may wait for a thread as long as the run may.
+        deadline=time.monotonic() + run["deadline_at"].timestamp() - now_ms() / 1000,
     )
     return await toolbox.call(effect.name, effect.arguments, context, spec=effect.spec, allowed=effect.allowed)

@@ -97,6 +97,7 @@ class Runtime:
         self._keeper = keeper
         self._limits = limits or Limits()
         self._room = {pool: asyncio.Semaphore(self._limits.steps_in_flight) for pool in pools}
+        self._working: dict[Held, Pool] = {}
         self._bundles: dict[str, Bundle] = {}
         self._prefix = os.urandom(6).hex()
         self._count = itertools.count()
@@ -112,28 +113,32 @@ class Runtime:
 
     async def _from_hint(self, pool: Pool, hint: Hint) -> None:
         """One hint. A failure of the outside leaves the step to its lease and the scheduler; nothing is raised."""
+        await self._room[pool].acquire()
+        held = Held(hint.run_id, hint.step_id, self._token())
+        self._begin(held, pool)
         try:
-            await self._room[pool].acquire()
-            token = self._token()
             self._crash("before_claim")
-            held = Held(hint.run_id, hint.step_id, token)
-            self._keeper.add(held)
-            try:
-                run = await self.store.claim(hint, self._grant(token))
-                carried = None if run is None else await self._carry(run, hint.step_id)
-            except BaseException:
-                self._room[pool].release()
-                self._keeper.drop(held)
-                raise
-            if carried is None:
-                self._room[pool].release()
-                self._keeper.drop(held)
-                return
-            await self._go_on(carried, [held])
+            run = await self.store.claim(hint, self._grant(held.token))
+            if run is not None:
+                await self._go_on(await self._carry(run, hint.step_id), [held])
         except AgentqError as error:
             log.warning("step %s of run %s is left to the scheduler: %s", hint.step_id, hint.run_id, error.code)
         except Exception:
             log.exception("step %s of run %s is left to the scheduler", hint.step_id, hint.run_id)
+        finally:
+            self._end(held)
+
+    def _begin(self, held: Held, pool: Pool) -> None:
+        """From here on the step takes a slot of ``pool`` (which the caller has acquired), and its lease is kept."""
+        self._working[held] = pool
+        self._keeper.add(held)
+
+    def _end(self, held: Held) -> None:
+        """Give back what ``_begin`` took. Safe to repeat, so every path may do it."""
+        pool = self._working.pop(held, None)
+        if pool is not None:
+            self._room[pool].release()
+            self._keeper.drop(held)
 
     async def _carry(self, run: RunDoc, step_id: str) -> Carried:
         bundle = await self._bundle(run["workflow"]["hash"])
@@ -168,7 +173,6 @@ class Runtime:
 
     async def _step(self, carried: Carried, held: Held) -> list[Held]:
         """One leased step, from its effect to its commit; gives the steps to go on with in place."""
-        pool = carried.run["steps"][held.step_id]["pool"]
         try:
             self._crash("before_effect")
             if self._keeper.expired(held):
@@ -180,43 +184,63 @@ class Runtime:
             async with carried.lock:
                 planned = await self._commit(carried, held, outcome)
         finally:
-            self._room[pool].release()
-            self._keeper.drop(held)
+            self._end(held)
         if planned is None:
             await self._book_waste(held, outcome)
             return []
+        granted = [Held(held.run_id, step_id, grant.token) for step_id, grant in planned.grants.items()]
+        try:
+            await self._after_commit(carried, planned)
+        except BaseException:
+            for next_held in granted:
+                self._end(next_held)
+            raise
+        return granted
+
+    async def _after_commit(self, carried: Carried, planned: Commit) -> None:
+        """Hints out, audit out. What fails here is made good by the scheduler and must not stop the steps in hand."""
         self._crash("after_commit")
-        if hints := commit.hints(planned):
-            await self._publish(hints)
-        self._crash("after_publish")
-        await self._copy_out(carried, planned.after)
-        return [Held(held.run_id, step_id, grant.token) for step_id, grant in planned.grants.items()]
+        try:
+            if hints := commit.hints(planned):
+                await self._publish(hints)
+            self._crash("after_publish")
+            await self._copy_out(carried, planned.after)
+        except AgentqError as error:
+            log.warning("run %s is finished by the scheduler: %s", planned.run_id, error.code)
+        except Exception:
+            log.exception("run %s is finished by the scheduler", planned.run_id)
 
     async def _commit(self, carried: Carried, held: Held, outcome: Outcome) -> Commit | None:
         """Decide and write until it is written; None if the lease is lost. The effect is never repeated here.
 
         An outage of the database is waited out: the outcome in hand is worth more than the slot, and a commit that
-        was applied without our hearing of it shows by its receipt.
+        was applied without our hearing of it shows by its receipt. An outcome that cannot be stored is a failed
+        attempt.
         """
         while True:
             run = carried.run
             if held.step_id not in run["steps"]:  # a parallel step of ours has ended the run
                 return None
-            decision = advance.advance(carried.bundle, run, held.step_id, outcome, self._limits.max_attempts)
-            grants = await self._grants(run["_id"], decision)
-            planned = commit.plan(
-                run, decision, now=self.store.now(), step_id=held.step_id, token=held.token, grants=grants,
-                copied=carried.copied,
-            )  # fmt: skip
+            grants: dict[str, Grant] = {}
             try:
+                decision = advance.advance(carried.bundle, run, held.step_id, outcome, self._limits.max_attempts)
+                grants = await self._grants(run["_id"], decision)
+                planned = commit.plan(
+                    run, decision, now=self.store.now(), step_id=held.step_id, token=held.token, grants=grants,
+                    copied=carried.copied,
+                )  # fmt: skip
                 verdict = await self._persist(planned)
-            except BaseException:
-                self._give_back(run["_id"], decision, grants)
-                raise
+            except BaseException as error:
+                self._give_back(run["_id"], grants)
+                if isinstance(outcome, Failed) or not isinstance(error, Exception):
+                    raise
+                log.exception("the outcome of step %s of run %s cannot be kept", held.step_id, held.run_id)
+                outcome = Failed("unusable_outcome", f"{type(error).__name__} on commit.", True, None, outcome.at_ms)
+                continue
             if verdict is Verdict.APPLIED:
                 carried.run = planned.after
                 return planned
-            self._give_back(run["_id"], decision, grants)
+            self._give_back(run["_id"], grants)
             if verdict is Verdict.FENCED:
                 return None
             await self._refresh(carried, held.step_id)
@@ -253,13 +277,12 @@ class Runtime:
                 continue
             await room.acquire()
             grants[step_id] = self._grant(self._token())
-            self._keeper.add(Held(run_id, step_id, grants[step_id].token))
+            self._begin(Held(run_id, step_id, grants[step_id].token), opening.pool)
         return grants
 
-    def _give_back(self, run_id: str, decision: Decision, grants: dict[str, Grant]) -> None:
+    def _give_back(self, run_id: str, grants: dict[str, Grant]) -> None:
         for step_id, grant in grants.items():
-            self._room[decision.opened[step_id].pool].release()
-            self._keeper.drop(Held(run_id, step_id, grant.token))
+            self._end(Held(run_id, step_id, grant.token))
 
     def _grant(self, token: str) -> Grant:
         return Grant(token, self._worker, self._limits.lease_ms)

@@ -21,6 +21,7 @@ from schemas.run import RunDoc
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN = timedelta(seconds=1)  # after a lost race, or where our clock ran ahead of MongoDB's
+STAYS_DUE = timedelta(seconds=10)
 BrokerLost = Callable[[], Awaitable[bool]]
 
 
@@ -82,10 +83,13 @@ class Scheduler:
                 await finish(self._store, self._reply, run)
             else:
                 await self._mend(run)
+            return
         except AgentqError as error:
-            log.warning("run %s stays due: %s", run["_id"], error)
+            log.warning("run %s stays due: %s", run["_id"], error.code)
         except Exception:
             log.exception("run %s stays due", run["_id"])
+        # Not at once: runs that cannot be handled would fill every batch and hide the others.
+        await self._store.set_due(run, self._store.now() + STAYS_DUE)
 
     async def _mend(self, run: RunDoc) -> None:
         hints: list[tuple[Pool, Hint]] = []
@@ -105,7 +109,8 @@ class Scheduler:
                 await finish(self._store, self._reply, run)
                 return
         else:
-            await self._store.set_due(run, commit.due(run, self._store.now()))
+            now = self._store.now()
+            await self._store.set_due(run, max(commit.due(run, now), now + LOOK_AGAIN))
         if hints:
             await self._publish(hints)
 

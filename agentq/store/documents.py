@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
@@ -15,8 +16,11 @@ Doc = dict[str, Any]
 CLAIMABLE = ["queued", "running", "waiting"]
 
 
-def claim(hint: Hint, grant: Grant) -> tuple[Doc, Doc]:
-    """Condition and update of a claim: the step is open at this attempt, may start, and nobody holds it."""
+def claim(hint: Hint, grant: Grant, now: datetime) -> tuple[Doc, Doc]:
+    """Condition and update of a claim: the step is open at this attempt, may start, and nobody holds it.
+
+    The scheduler must look when the lease is out, even if it meant to look later.
+    """
     step, lease = f"steps.{hint.step_id}", f"leases.{hint.step_id}"
     condition = {
         "_id": hint.run_id,
@@ -30,7 +34,8 @@ def claim(hint: Hint, grant: Grant) -> tuple[Doc, Doc]:
     written: Doc = {f"{lease}.token": grant.token, f"{lease}.worker": grant.worker, f"{lease}.ms": grant.ms}
     if hint.step_id == START_STEP:
         written["status"] = "running"
-    return condition, {"$set": written, "$currentDate": {f"{lease}.at": True}}
+    due = now + timedelta(milliseconds=grant.ms)
+    return condition, {"$set": written, "$currentDate": {f"{lease}.at": True}, "$min": {"next_due": due}}
 
 
 def commit(planned: Commit) -> tuple[Doc, Doc]:
@@ -52,8 +57,10 @@ def _commit_condition(planned: Commit) -> Doc:
 
 def _commit_update(planned: Commit) -> Doc:
     after = planned.after
-    always = ("rev", "state", "status", "usage", "audit", "next_due")
+    always = ("rev", "status", "usage", "audit", "next_due")
     written: Doc = {name: after[name] for name in always}  # type: ignore[literal-required]
+    if planned.writes_state:
+        written["state"] = after["state"]
     if planned.step_id in after["receipts"]:
         written[f"receipts.{planned.step_id}"] = after["receipts"][planned.step_id]
     if after["ended_at"] is not None:
@@ -101,6 +108,8 @@ def verdict(doc: Doc | None, planned: Commit) -> Verdict:
     if planned.step_id is not None and not planned.lapsed and doc["receipts"].get(planned.step_id) == planned.token:
         return Verdict.APPLIED
     if planned.events and doc["audit"] == planned.after["audit"]:
+        return Verdict.APPLIED
+    if planned.unclaimed and doc["rev"] == planned.after["rev"] and planned.opened.items() <= doc["steps"].items():
         return Verdict.APPLIED
     if planned.token is not None and not holds(doc, planned.step_id or "", planned.token):
         return Verdict.FENCED

@@ -54,6 +54,8 @@ class MemoryStore:
             "ms": grant.ms,
             "at": self._clock(),
         }
+        lease_end = self._clock() + timedelta(milliseconds=grant.ms)
+        run["next_due"] = min(run["next_due"] or lease_end, lease_end)
         if hint.step_id == START_STEP:
             run["status"] = "running"
         return copy.deepcopy(run)

@@ -115,7 +115,7 @@ class MongoStore:
         return await self._claims((hint, grant))
 
     async def _claim_group(self, claims: list[tuple[Hint, Grant]]) -> list[RunDoc | Exception | None]:
-        writes = [documents.claim(hint, grant) for hint, grant in claims]
+        writes = [documents.claim(hint, grant, self.now()) for hint, grant in claims]
         if len(writes) == 1:
             condition, update = writes[0]
             found = self.runs.find_one_and_update(condition, update, return_document=ReturnDocument.AFTER)
@@ -140,7 +140,7 @@ class MongoStore:
         if written.matched_count == len(writes):
             return [Verdict.APPLIED] * len(writes)
         ids = list({commit.run_id for commit in commits})
-        fields = {"rev": 1, "receipts": 1, "leases": 1, "audit": 1}
+        fields = {"rev": 1, "receipts": 1, "leases": 1, "audit": 1, "steps": 1}
         docs = {doc["_id"]: doc for doc in await self._answer(self.runs.find({"_id": {"$in": ids}}, fields).to_list())}
         return [documents.verdict(docs.get(commit.run_id), commit) for commit in commits]
 

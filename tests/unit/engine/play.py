@@ -1,0 +1,128 @@
+"""A run driven by outcomes alone: the engine's pure functions, no store, no clock, no worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from agentq.engine import advance
+from agentq.engine.commit import Commit, plan
+from agentq.engine.decision import Failed, Observed, Outcome, Replied
+from agentq.engine.effects import ToolCallEffect, effect
+from agentq.protocol import Request, new_run
+from schemas.catalog import Bundle
+from schemas.llm import LlmCall, LlmReply
+from schemas.run import RUN, RunDoc
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+READ = {"description": "reads", "parameters": {"type": "object"}}
+TOOLS: dict[str, dict[str, Any]] = {
+    "look_up": {**READ},
+    "refund": {**READ, "effect": "write", "keyed": True},
+    "post": {**READ, "effect": "irreversible"},
+}
+MODEL = {"provider": "openai", "model": "m-1", "input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
+AGENT = {"description": "money", "instructions": "Help.", "model": "m", "tools": list(TOOLS)}
+ROUTE = {"type": "route", "model": "m", "agents": ["billing", "orders"], "default": "orders", "next": "agent"}
+WORK = {"type": "agent", "agent": "$route", "next": "critic"}
+CRITIC = {"type": "critic", "model": "m", "max_revisions": 2, "revise": "agent", "next": "end"}
+
+TO_BILLING = '{"route": "billing", "reason": "money"}'
+ACCEPT = '{"verdict": "accept", "problems": []}'
+REVISE = '{"verdict": "revise", "problems": ["name the order"]}'
+
+
+def bundle(
+    nodes: dict[str, Any] | None = None, start: str = "route", *, native: bool = True, run: Any = None, **limits: Any
+) -> Bundle:
+    """route -> agent -> critic unless ``nodes`` are given; ``limits`` are the agents', ``run`` the workflow's."""
+    agent = {**AGENT, "limits": limits}
+    return Bundle.model_validate(
+        {
+            "workflow": {
+                "name": "default",
+                "start": start,
+                "nodes": nodes or {"route": ROUTE, "agent": WORK, "critic": CRITIC},
+                "limits": run or {},
+            },
+            "agents": {"billing": agent, "orders": {**agent, "description": "parcels"}},
+            "models": {"m": {**MODEL, "native_tools": native}},
+            "tools": TOOLS,
+        }
+    )
+
+
+def wish(name: str, arguments: dict[str, Any] | str | None = None) -> dict[str, Any]:
+    return {"id": "whatever the model says", "name": name, "arguments": arguments if arguments is not None else {}}
+
+
+class Play:
+    """``run`` is the run after the last outcome, ``last`` the commit that made it so."""
+
+    def __init__(self, of: Bundle | None = None, text: str = "Where is order 17?", **fields: Any) -> None:
+        self.bundle = of or bundle()
+        self.now = START
+        born = new_run(Request(input=text, **fields), self.bundle.registered(), run_id="r1", now=START)
+        self.run = advance.enter_run(self.bundle, cast("RunDoc", dict(born)), "s1", [], self.at_ms)
+        self.last: Commit | None = None
+
+    @property
+    def at_ms(self) -> int:
+        return int(self.now.timestamp() * 1000)
+
+    @property
+    def step(self) -> str:
+        """The only open step."""
+        (only,) = self.run["steps"]
+        return only
+
+    @property
+    def kind(self) -> str:
+        return self.run["steps"][self.step]["kind"]
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def call(self, step: str | None = None) -> LlmCall:
+        wanted = effect(self.bundle, self.run, step or self.step)
+        assert isinstance(wanted, LlmCall)
+        return wanted
+
+    def tool(self, step: str | None = None) -> ToolCallEffect:
+        wanted = effect(self.bundle, self.run, step or self.step)
+        assert isinstance(wanted, ToolCallEffect)
+        return wanted
+
+    def end(self, outcome: Outcome, step: str | None = None, max_attempts: int = 5) -> Play:
+        """Commit an outcome of a step."""
+        step = step or self.step
+        decision = advance.advance(self.bundle, self.run, step, outcome, max_attempts)
+        self.last = plan(self.run, decision, now=self.now, step_id=step, token="t")  # noqa: S106
+        self.run = self.last.after
+        RUN.validate_python(self.run)
+        return self
+
+    def says(
+        self, text: str = "", calls: Sequence[Any] = (), *, tokens: tuple[int, int] = (3, 2), cost: int = 7
+    ) -> Play:
+        usage: Any = {"input_tokens": tokens[0], "output_tokens": tokens[1]}
+        return self.end(Replied(LlmReply(text, list(calls), "stop", usage, cost, "m-1", 1), self.at_ms))
+
+    def sees(
+        self, content: str = "found", step: str | None = None, *, ok: bool = True, unknown: bool = False
+    ) -> Play:
+        code = "ok" if ok and not unknown else "timeout"
+        return self.end(Observed(ok, code, content, unknown, 1, self.at_ms), step)
+
+    def fails(self, code: str = "busy", *, retryable: bool = True, after_s: float | None = None) -> Play:
+        return self.end(Failed(code, "The provider said no.", retryable, after_s, self.at_ms))
+
+    def happened(self) -> list[str]:
+        return [event["type"] for event in self.run["events"]]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        assert self.run["result"] is not None
+        return cast("dict[str, Any]", self.run["result"])
