@@ -149,6 +149,9 @@ def stop(run: RunDoc, state: State, usage: Usage, reason: str, at_ms: int, event
 def _failed(run: RunDoc, step_id: str, step: Step, outcome: Failed, max_attempts: int) -> Decision:
     """Another attempt later, or quarantine when attempts are used up or more would not help."""
     attempt = step["attempt"]
+    if step["recovery"] == "unsafe":  # it may have taken effect before it failed: a person must look
+        failed = event("step.failed", outcome.at_ms, step_id, code=outcome.code, attempt=attempt)
+        return _hold(run, step_id, [failed], outcome.at_ms)
     if not outcome.retryable or attempt >= max_attempts:
         return quarantine(run, step_id, outcome.code, outcome.message, outcome.at_ms)
     delay_s = max(outcome.retry_after_s or 0.0, backoff_s(run["_id"], step_id, attempt))
@@ -156,7 +159,17 @@ def _failed(run: RunDoc, step_id: str, step: Step, outcome: Failed, max_attempts
         "step.failed", outcome.at_ms, step_id, code=outcome.code, attempt=attempt, retry_in_ms=int(delay_s * 1000)
     )
     # The state goes along because the first step may have been entered in memory only.
-    return Decision([failed], state=run["state"], opened={step_id: _again(step, attempt + 1, delay_s)})
+    return Decision(
+        [failed], state=run["state"], opened={step_id: _again(step, attempt + 1, delay_s)}, status="running"
+    )
+
+
+def _hold(run: RunDoc, step_id: str, events: list[NewEvent], at_ms: int) -> Decision:
+    """Nobody knows whether an effect that must not happen twice has happened: the step waits for a person."""
+    step = run["steps"][step_id]
+    held = event("step.held", at_ms, step_id, reason="outcome_unknown")
+    again = _again(step, step["attempt"], held="outcome_unknown")
+    return Decision([*events, held], state=run["state"], opened={step_id: again}, status="running")
 
 
 def _again(step: Step, attempt: int, delay_s: float = 0.0, held: str | None = None) -> Opening:
@@ -195,9 +208,7 @@ def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
     gone = event("step.lost", at_ms, step_id, attempt=step["attempt"], worker=worker)
     waste = {"lost_calls": 1}
     if step["recovery"] == "unsafe":
-        held = event("step.held", at_ms, step_id, reason="outcome_unknown")
-        again = _again(step, step["attempt"], held="outcome_unknown")
-        return Decision([gone, held], opened={step_id: again}, waste=waste)
+        return replace(_hold(run, step_id, [gone], at_ms), waste=waste)
     if step["attempt"] >= max_attempts:
         message = f"The workers of step {step_id} died or lost it {max_attempts} times."
         ended = quarantine(run, step_id, "attempts_exhausted", message, at_ms)

@@ -17,9 +17,13 @@ def check(run_id: str, head: AuditHead, events: Iterable[Event]) -> list[str]:
     seq, prev = 0, genesis(run_id)["hash"]
     for event in events:
         seq += 1
-        if event.get("seq") != seq:
-            problems.append(f"event {seq} is missing or not in its place")
-            seq, prev = int(event.get("seq", seq)), event.get("prev", "")
+        found = event.get("seq")
+        if isinstance(found, int) and found > seq:
+            gone = f"event {seq} is" if found == seq + 1 else f"events {seq} to {found - 1} are"
+            problems.append(f"{gone} missing")
+            seq, prev = found, event.get("prev", "")
+        elif found != seq:
+            problems.append(f"event {seq} is not in its place")
         if event.get("run") != run_id:
             problems.append(f"event {seq} belongs to another run")
         if not _untouched(event):

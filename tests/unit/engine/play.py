@@ -65,7 +65,8 @@ class Play:
         self.bundle = of or bundle()
         self.now = START
         born = new_run(Request(input=text, **fields), self.bundle.registered(), run_id="r1", now=START)
-        self.run = advance.enter_run(self.bundle, cast("RunDoc", dict(born)), "s1", [], self.at_ms)
+        claimed = cast("RunDoc", {**born, "status": "running"})
+        self.run = advance.enter_run(self.bundle, claimed, "s1", [], self.at_ms)
         self.last: Commit | None = None
 
     @property
@@ -99,7 +100,7 @@ class Play:
         """Commit an outcome of a step."""
         step = step or self.step
         decision = advance.advance(self.bundle, self.run, step, outcome, max_attempts)
-        self.last = plan(self.run, decision, now=self.now, step_id=step, token="t")  # noqa: S106
+        self.last = plan(self.run, decision, now=self.now, step_id=step, token="t")
         self.run = self.last.after
         RUN.validate_python(self.run)
         return self
