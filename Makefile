@@ -8,7 +8,7 @@ LOG := $(VENV)/setup.log
 CONSTRAINTS := config/constraints.txt
 PROCESSES ?= 2
 PYTEST := $(BIN)/python -m pytest -q
-PARALLEL := -n $(PROCESSES) --dist loadgroup
+PARALLEL := -n $(PROCESSES) -p tests.acceptance.scheduling
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test test-all fault lint format types bench docs check constraints clean

@@ -23,6 +23,10 @@ class LeaseKeeper:
         self._since: dict[Held, float] = {}
         self._lost: set[Held] = set()
 
+    def now(self) -> float:
+        """Monotonic seconds, as ``add`` takes them."""
+        return self._monotonic()
+
     def add(self, held: Held, since: float | None = None) -> None:
         """Start keeping a lease that was taken at ``since`` (monotonic seconds; now if not given)."""
         self._since[held] = self._monotonic() if since is None else since

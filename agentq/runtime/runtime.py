@@ -47,7 +47,7 @@ def no_crash(point: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``steps_in_flight`` counts per pool in this process; ``lease_ms`` is how long a silent worker keeps a step."""
+    """``steps_in_flight``: in this process, over its pools; ``lease_ms``: how long a silent worker keeps a step."""
 
     lease_ms: int = 30_000
     max_attempts: int = 5
@@ -96,8 +96,9 @@ class Runtime:
         self._worker = worker
         self._keeper = keeper
         self._limits = limits or Limits()
-        self._room = {pool: asyncio.Semaphore(self._limits.steps_in_flight) for pool in pools}
-        self._working: dict[Held, Pool] = {}
+        self._pools = frozenset(pools)
+        self._room = asyncio.Semaphore(self._limits.steps_in_flight)
+        self._working: set[Held] = set()
         self._bundles: dict[str, Bundle] = {}
         self._prefix = os.urandom(6).hex()
         self._count = itertools.count()
@@ -109,13 +110,15 @@ class Runtime:
 
     async def handle(self, pool: Pool, hints: Sequence[Hint]) -> None:
         """Work off the hints of one message; returns when their steps (and what was done in place) are committed."""
-        await asyncio.gather(*(self._from_hint(pool, hint) for hint in hints))
+        if pool not in self._pools:
+            log.warning("hints for the pool %s came to a worker that does not serve it", pool)
+        await asyncio.gather(*(self._from_hint(hint) for hint in hints))
 
-    async def _from_hint(self, pool: Pool, hint: Hint) -> None:
+    async def _from_hint(self, hint: Hint) -> None:
         """One hint. A failure of the outside leaves the step to its lease and the scheduler; nothing is raised."""
-        await self._room[pool].acquire()
+        await self._room.acquire()
         held = Held(hint.run_id, hint.step_id, self._token())
-        self._begin(held, pool)
+        self._begin(held)
         try:
             self._crash("before_claim")
             run = await self.store.claim(hint, self._grant(held.token))
@@ -128,17 +131,23 @@ class Runtime:
         finally:
             self._end(held)
 
-    def _begin(self, held: Held, pool: Pool) -> None:
-        """From here on the step takes a slot of ``pool`` (which the caller has acquired), and its lease is kept."""
-        self._working[held] = pool
-        self._keeper.add(held)
+    def _begin(self, held: Held, since: float | None = None) -> None:
+        """From here on the step takes a slot (which the caller has acquired), and its lease is kept."""
+        self._working.add(held)
+        self._keeper.add(held, since)
 
     def _end(self, held: Held) -> None:
         """Give back what ``_begin`` took. Safe to repeat, so every path may do it."""
-        pool = self._working.pop(held, None)
-        if pool is not None:
-            self._room[pool].release()
+        if held in self._working:
+            self._working.remove(held)
+            self._room.release()
             self._keeper.drop(held)
+
+    def _hand_on(self, held: Held, following: Held, since: float) -> None:
+        """The step is done; its slot goes to the one that follows it, so a run under way never waits for a new one."""
+        self._working.remove(held)
+        self._keeper.drop(held)
+        self._begin(following, since)
 
     async def _carry(self, run: RunDoc, step_id: str) -> Carried:
         bundle = await self._bundle(run["workflow"]["hash"])
@@ -222,6 +231,7 @@ class Runtime:
             if held.step_id not in run["steps"]:  # a parallel step of ours has ended the run
                 return None
             grants: dict[str, Grant] = {}
+            since = self._keeper.now()
             try:
                 decision = advance.advance(carried.bundle, run, held.step_id, outcome, self._limits.max_attempts)
                 grants = await self._grants(run["_id"], decision)
@@ -239,6 +249,9 @@ class Runtime:
                 continue
             if verdict is Verdict.APPLIED:
                 carried.run = planned.after
+                if grants:
+                    step_id, grant = next(iter(grants.items()))
+                    self._hand_on(held, Held(held.run_id, step_id, grant.token), since)
                 return planned
             self._give_back(run["_id"], grants)
             if verdict is Verdict.FENCED:
@@ -267,17 +280,23 @@ class Runtime:
                 self._enter(carried, step_id)
 
     async def _grants(self, run_id: str, decision: Decision) -> dict[str, Grant]:
-        """Leases for the steps this process can go on with at once: it serves their pool and has room."""
+        """Leases for the steps this process can go on with at once: it serves their pool and has room.
+
+        The first gets the slot of the step that ends; further ones (parallel tools) need slots of their own.
+        """
         grants: dict[str, Grant] = {}
         if not self._limits.inline or self._draining or decision.ends:
             return grants
         for step_id, opening in decision.opened.items():
-            room = self._room.get(opening.pool)
-            if room is None or room.locked() or opening.delay_s > 0 or opening.held is not None:
+            if opening.pool not in self._pools or opening.delay_s > 0 or opening.held is not None:
                 continue
-            await room.acquire()
+            if grants:
+                if self._room.locked():
+                    break
+                await self._room.acquire()
             grants[step_id] = self._grant(self._token())
-            self._begin(Held(run_id, step_id, grants[step_id].token), opening.pool)
+            if len(grants) > 1:
+                self._begin(Held(run_id, step_id, grants[step_id].token))
         return grants
 
     def _give_back(self, run_id: str, grants: dict[str, Grant]) -> None:

@@ -26,10 +26,9 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All in one pytest-xdist process: they share one stack."""
+    """All of them need the servers."""
     for item in items:
         if item.path.is_relative_to(HERE):
-            item.add_marker(pytest.mark.xdist_group("stack"))
             item.add_marker(pytest.mark.servers)
 
 

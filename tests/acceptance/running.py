@@ -110,7 +110,8 @@ class Running:
         tasks = self.flower_json("/api/tasks?limit=10000")
         assert tasks, "Flower has seen no task"
         pages = ["/api/workers?refresh=1", "/api/queues/length", "/", "/workers", "/tasks", "/broker", "/metrics"]
-        pages += [path for task in list(tasks)[:50] for path in (f"/api/task/info/{task}", f"/task/{task}")]
+        latest = sorted(tasks, key=lambda task: tasks[task]["received"] or 0, reverse=True)[:30]
+        pages += [path for task in latest for path in (f"/api/task/info/{task}", f"/task/{task}")]
         return decoded("\n".join([json.dumps(tasks), *map(self.flower, pages)]).encode())
 
 

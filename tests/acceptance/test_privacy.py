@@ -34,6 +34,21 @@ def places(running: Running) -> Places:
     }
 
 
+@pytest.fixture
+def settled(running: Running) -> Callable[[], None]:
+    """Waits until Flower has seen the end of every task that began since the test did."""
+    before = set(running.flower_json("/api/tasks?limit=10000"))
+    ended = {"SUCCESS", "FAILURE", "IGNORED", "REJECTED", "REVOKED"}
+
+    def wait() -> None:
+        until(lambda: all(one["state"] in ended for one in news()), "Flower has seen the end of every task")
+
+    def news() -> list[dict[str, Any]]:
+        return [one for name, one in running.flower_json("/api/tasks?limit=10000").items() if name not in before]
+
+    return wait
+
+
 def nowhere(canary: str, places: Places) -> None:
     for name, content in places.items():
         found = content()
@@ -46,7 +61,7 @@ def text(canary: str, how: str) -> str:
 
 
 def test_a_request_by_client_is_nowhere_but_in_mongodb(
-    running: Running, client: Client, places: Places, mongo: Database[dict[str, Any]]
+    running: Running, client: Client, places: Places, settled: Callable[[], None], mongo: Database[dict[str, Any]]
 ) -> None:
     """Neither the request nor the answer, while an agent is at work on it and after it has ended."""
     canary = f"canary{uuid4().hex}"
@@ -58,25 +73,27 @@ def test_a_request_by_client_is_nowhere_but_in_mongodb(
     assert run.wait(90).status == "succeeded"
     outcome = answered.wait(90)
     assert running.invention in str(outcome.answer), "the answer has to carry what is looked for"
-    _settled(running)
+    settled()
     nowhere(canary, places)
     nowhere(running.invention, places)
     stored = mongo["runs"].find_one({"_id": run.run_id})
     assert canary in str(stored), "it has to be found where it belongs, or the search is worth nothing"
 
 
-def test_a_request_by_command_line_is_nowhere_but_in_mongodb(running: Running, places: Places) -> None:
+def test_a_request_by_command_line_is_nowhere_but_in_mongodb(
+    running: Running, places: Places, settled: Callable[[], None]
+) -> None:
     canary = f"canary{uuid4().hex}"
     done = running.agentq("submit", "--workflow", "support_desk", "--user", "cust-011", "--wait", text(canary, INVENT))
     assert done.returncode == 0, done.stderr
-    _settled(running)
+    settled()
     nowhere(canary, places)
     nowhere(running.invention, places)
 
 
 @pytest.mark.parametrize("field", ["input", "inptu"], ids=["accepted", "rejected"])
 def test_a_request_by_task_name_passes_the_broker_once_and_shows_nowhere(
-    field: str, running: Running, places: Places, mongo: Database[dict[str, Any]]
+    field: str, running: Running, places: Places, settled: Callable[[], None], mongo: Database[dict[str, Any]]
 ) -> None:
     """Its body is gone from Redis once it was accepted or rejected, and never in Flower or in a log."""
     canary = f"canary{uuid4().hex}"
@@ -92,7 +109,7 @@ def test_a_request_by_task_name_passes_the_broker_once_and_shows_nowhere(
         if field == "input":
             run_id = sent.result
             until(lambda: mongo["runs"].find_one({"_id": run_id, "status": "succeeded"}), "the run has ended")
-        _settled(running)
+        settled()
         nowhere(canary, places)
         assert canary.encode() in in_file(), "the message did pass through Redis: so the search would have found it"
 
@@ -109,12 +126,3 @@ def _in_flight(mongo: Database[dict[str, Any]], run_id: str) -> bool:
     """Does somebody hold the lease on an agent's turn?"""
     run = mongo["runs"].find_one({"_id": run_id})
     return run is not None and any(run["steps"].get(step, {}).get("kind") == "turn" for step in run["leases"])
-
-
-def _settled(running: Running) -> None:
-    """Flower has seen the end of every task that it saw begin."""
-    states = {"SUCCESS", "FAILURE", "IGNORED", "REJECTED", "REVOKED"}
-    until(
-        lambda: all(task["state"] in states for task in running.flower_json("/api/tasks?limit=10000").values()),
-        "Flower has seen the end of every task",
-    )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from agentq.errors import Unavailable
 from agentq.group import Group
 
 
@@ -95,20 +96,34 @@ async def test_a_result_that_is_an_exception_is_raised_to_its_caller_alone() -> 
     assert [results[0], str(results[1]), results[2]] == [1, "no", 3]
 
 
-async def test_a_write_that_raises_fails_all_its_items_and_none_of_the_next() -> None:
-    calls = 0
+async def test_an_outage_is_told_to_every_item_of_the_write_and_to_none_of_the_next() -> None:
+    """Whether the write came through is unknown, so it is not repeated here."""
+    batches = []
 
     async def write(items: list[int]) -> list[int]:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            raise OSError("down")
+        batches.append(items)
+        if len(batches) == 1:
+            raise Unavailable("down")
         return items
 
     group: Group[int, int] = Group(write)
     results = await asyncio.gather(group(1), group(2), return_exceptions=True)
-    assert [type(result) for result in results] == [OSError, OSError]
+    assert [type(result) for result in results] == [Unavailable, Unavailable]
     assert await group(3) == 3
+    assert batches == [[1, 2], [3]]
+
+
+async def test_an_item_that_spoils_a_write_fails_alone() -> None:
+    """A document that cannot be encoded must not take the others of its write along."""
+
+    async def write(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise OverflowError("too large")
+        return items
+
+    group: Group[int, int] = Group(write)
+    results = await asyncio.gather(*(group(item) for item in (1, 2, 3)), return_exceptions=True)
+    assert [results[0], type(results[1]), results[2]] == [1, OverflowError, 3]
 
 
 @pytest.mark.timeout(10)

@@ -15,11 +15,9 @@ from agentq.protocol import (
     MAX_INPUT_BYTES,
     Registered,
     Request,
-    canonical_json,
     new_run,
     parse_request,
     rejected_run,
-    storable,
 )
 from schemas.run import RUN
 
@@ -117,11 +115,13 @@ def test_whatever_comes_in_a_request_or_a_refusal_comes_out_and_both_can_be_stor
     assert len(request.fingerprint) == 64
 
 
-@given(ANYTHING)
-def test_what_is_called_storable_is_stored_and_comes_back(value: Any) -> None:
-    if storable(value):
-        canonical_json(value)
-        assert bson.decode(bson.encode({"value": value})) == {"value": value}
+@given(st.dictionaries(TEXT, ANYTHING, max_size=3))
+def test_metadata_that_is_accepted_comes_back_from_mongodb_as_it_was(metadata: dict[str, Any]) -> None:
+    try:
+        kept = parse_request({"input": "x", "metadata": metadata}).metadata
+    except InvalidRequest:
+        return
+    assert bson.decode(bson.encode({"metadata": kept})) == {"metadata": metadata}
 
 
 def test_all_that_is_allowed_is_allowed() -> None:

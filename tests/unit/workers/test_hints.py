@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import bson
@@ -35,6 +36,7 @@ def test_anything_else_is_refused(value: Any) -> None:
         parse_hints(value)
 
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
@@ -48,4 +50,4 @@ def test_whatever_a_message_holds_it_is_hints_that_can_be_claimed_or_a_value_err
     except ValueError:
         return
     for hint in hints:
-        bson.encode({"written": list(documents.claim(hint, Grant("t", "w", 1)))})
+        bson.encode({"written": list(documents.claim(hint, Grant("t", "w", 1), NOW))})

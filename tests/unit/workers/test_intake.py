@@ -20,13 +20,13 @@ def request_of_a_foreign_sender() -> intake.HiddenRequest:
     """A message as Celery's own client sends it: with the arguments' repr in its headers."""
     app = Celery("test", broker="memory://", set_as_current=False)
 
-    @app.task(name="agentq.submit")
+    @app.task(name="test.hidden", shared=False)
     def submit(*args: Any, **kwargs: Any) -> None:
         """Never run here."""
 
     app.finalize()
     headers = {
-        "lang": "py", "task": "agentq.submit", "id": "t-1", "root_id": "t-1", "parent_id": None, "group": None,
+        "lang": "py", "task": "test.hidden", "id": "t-1", "root_id": "t-1", "parent_id": None, "group": None,
         "argsrepr": f"('{CANARY}',)", "kwargsrepr": f"{{'request': '{CANARY}'}}", "origin": "elsewhere",
     }  # fmt: skip
     message = SimpleNamespace(

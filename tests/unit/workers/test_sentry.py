@@ -34,7 +34,7 @@ def client(**options: Any) -> tuple[sentry_sdk.Client, Kept]:
     kept = Kept()
     made = sentry_sdk.Client(
         dsn=DSN, transport=kept, before_send=sentry.scrub, default_integrations=False,
-        auto_enabling_integrations=False, include_local_variables=True, send_default_pii=True, **options,
+        auto_enabling_integrations=False, data_collection={"user_info": True, "queues": True, "stack_frame_variables": True}, **options,
     )  # fmt: skip
     return made, kept
 
@@ -104,9 +104,13 @@ def test_without_a_dsn_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_with_a_dsn_the_filter_is_on_and_nothing_personal_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(sentry.sentry_sdk, "init", lambda **options: given.update(options))
+    made: list[Any] = []
+    monkeypatch.setattr(
+        sentry.sentry_sdk, "init", lambda **options: made.append(sentry_sdk.Client(**options, transport=Kept()))
+    )
     sentry.start(Settings(_env_file=None, sentry_dsn=DSN))  # type: ignore[call-arg]
-    assert given["before_send"] is sentry.scrub
-    assert (given["send_default_pii"], given["include_local_variables"], given["max_breadcrumbs"]) == (False, False, 0)
-    assert given["traces_sample_rate"] == 0.0
+    options = made[0].options
+    assert options["before_send"] is sentry.scrub
+    assert (options["include_local_variables"], options["max_breadcrumbs"]) == (False, 0)
+    assert not options["send_default_pii"]
+    assert options["traces_sample_rate"] == 0.0
