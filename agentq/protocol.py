@@ -193,7 +193,10 @@ def _translate(error: ValidationError) -> InvalidRequest:
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no spaces, ASCII only; raises ValueError on NaN and infinities."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)  # made once: half the cost
 
 
 def sha256(text: str) -> str:

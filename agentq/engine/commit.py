@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 from agentq.engine.decision import Decision, Opening
 from agentq.protocol import HINT_GRACE, Event, Hint, Pool, chain
@@ -41,7 +41,7 @@ class Commit:
     token: str | None = None
     lapsed: bool = False
     unclaimed: tuple[str, ...] = ()
-    writes_state: bool = False
+    state_changes: dict[str, Any] | None = None  # fields of the state that differ; None: the state is written whole
     waste: Mapping[str, int] = field(default_factory=dict)  # added up by the server: others may count at the same time
     trimmed: bool = False  # ``after["events"]`` replaces the stored ones: the others are in the audit collection
 
@@ -102,10 +102,19 @@ def plan(
         token,
         lapsed,
         unclaimed,
-        writes_state=decision.state is not None,
+        state_changes=_state_changes(run, after),
         waste=decision.waste,
         trimmed=len(kept) < len(run["events"]),
     )
+
+
+def _state_changes(run: RunDoc, after: RunDoc) -> dict[str, Any] | None:
+    """What a commit must write of the state. Until the first commit of a step, what we know of it is nowhere stored."""
+    before: Mapping[str, Any] | None = cast("Mapping[str, Any] | None", run["state"])
+    now: Mapping[str, Any] | None = cast("Mapping[str, Any] | None", after["state"])
+    if before is None or now is None or not run["receipts"]:
+        return None
+    return {name: value for name, value in now.items() if before[name] is not value}
 
 
 def _status(status: str, steps: dict[str, Step]) -> str:

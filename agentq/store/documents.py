@@ -59,8 +59,10 @@ def _commit_update(planned: Commit) -> Doc:
     after = planned.after
     always = ("rev", "status", "usage", "audit", "next_due")
     written: Doc = {name: after[name] for name in always}  # type: ignore[literal-required]
-    if planned.writes_state:
+    if planned.state_changes is None:
         written["state"] = after["state"]
+    else:
+        written |= {f"state.{name}": value for name, value in planned.state_changes.items()}
     if planned.step_id in after["receipts"]:
         written[f"receipts.{planned.step_id}"] = after["receipts"][planned.step_id]
     if after["ended_at"] is not None:

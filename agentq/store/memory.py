@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import START_STEP, Event, Hint
+from agentq.protocol import START_STEP, TERMINAL, Event, Hint
 from agentq.store import documents
 from agentq.store.api import Held, Verdict
 from schemas.catalog import Bundle
@@ -136,7 +136,7 @@ class MemoryStore:
 
     async def settle(self, run: RunDoc) -> None:
         stored = self.runs.get(run["_id"])
-        if stored is not None and stored["rev"] == run["rev"]:
+        if stored is not None and stored["status"] in TERMINAL:
             stored["events"], stored["next_due"] = [], None
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from bson.codec_options import CodecOptions
-from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne
+from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import (
     BulkWriteError,
@@ -25,7 +25,7 @@ from pymongo.errors import (
 from agentq.engine.commit import Commit, Grant
 from agentq.errors import AgentqError, ConfigError, Unavailable
 from agentq.group import Group
-from agentq.protocol import AuditHead, Event, Hint
+from agentq.protocol import TERMINAL, AuditHead, Event, Hint
 from agentq.store import documents
 from agentq.store.api import Held, Verdict
 from schemas.catalog import Bundle
@@ -38,7 +38,7 @@ Doc = dict[str, Any]
 OPTIONS: Doc = {
     "w": "majority",
     "journal": True,
-    "retryWrites": True,
+    "retryWrites": False,  # a tenth of mongod's work; every write of ours bears repeating, by its conditions
     "retryReads": True,
     "serverSelectionTimeoutMS": 20_000,  # longer than an election: a failover is a pause, not an error
     "connectTimeoutMS": 3_000,
@@ -73,6 +73,11 @@ class MongoStore:
         self._db = self._client.get_database(database, codec_options=options)
         self.runs = self._db["runs"]
         self.audit = self._db["audit"]
+        # Copies are ordered after the commit they copy, in one oplog: what a crash takes away, it takes from the end,
+        # and the scheduler does it again. So they need not wait for the journal.
+        unhurried = WriteConcern(w=1, j=False)
+        self._ended_runs = self.runs.with_options(write_concern=unhurried)
+        self._audit_copies = self.audit.with_options(write_concern=unhurried)
         self._offset = timedelta(0)
         self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
         self._commits: Group[Commit, Verdict] = Group(self._commit_group)
@@ -115,20 +120,23 @@ class MongoStore:
         return await self._claims((hint, grant))
 
     async def _claim_group(self, claims: list[tuple[Hint, Grant]]) -> list[RunDoc | Exception | None]:
-        writes = [documents.claim(hint, grant, self.now()) for hint, grant in claims]
-        if len(writes) == 1:
-            condition, update = writes[0]
-            found = self.runs.find_one_and_update(condition, update, return_document=ReturnDocument.AFTER)
-            return [cast("RunDoc | None", await self._answer(found))]
-        await self._answer(self.runs.bulk_write([UpdateOne(*write) for write in writes], ordered=False))
+        try:
+            if len(claims) == 1:
+                condition, update = documents.claim(*claims[0], self.now())
+                found = self.runs.find_one_and_update(condition, update, return_document=ReturnDocument.AFTER)
+                return [cast("RunDoc | None", await self._answer(found))]
+            return await self._claim_and_look(claims)
+        except Unavailable:  # if it was applied all the same, our tokens are in the documents
+            return await self._claim_and_look(claims)
+
+    async def _claim_and_look(self, claims: list[tuple[Hint, Grant]]) -> list[RunDoc | Exception | None]:
+        writes = [UpdateOne(*documents.claim(hint, grant, self.now())) for hint, grant in claims]
+        await self._answer(self.runs.bulk_write(writes, ordered=False))
         ids = list({hint.run_id for hint, _ in claims})
         docs = {doc["_id"]: doc for doc in await self._answer(self.runs.find({"_id": {"$in": ids}}).to_list())}
+        holding = [documents.holds(docs.get(hint.run_id), hint.step_id, grant.token) for hint, grant in claims]
         return [
-            cast(
-                "RunDoc | None",
-                docs[hint.run_id] if documents.holds(docs.get(hint.run_id), hint.step_id, grant.token) else None,
-            )
-            for hint, grant in claims
+            cast("RunDoc", docs[hint.run_id]) if held else None for (hint, _), held in zip(claims, holding, strict=True)
         ]
 
     async def commit(self, commit: Commit) -> Verdict:
@@ -176,7 +184,7 @@ class MongoStore:
     async def _copy_group(self, groups: list[Sequence[Event]]) -> list[None]:
         records = [documents.audit_record(event) for events in groups for event in events]
         try:
-            await self._answer(self.audit.insert_many(records, ordered=False))
+            await self._answer(self._audit_copies.insert_many(records, ordered=False))
         except BulkWriteError as error:
             others = [one for one in error.details["writeErrors"] if one["code"] != DUPLICATE_KEY]
             if others:
@@ -192,11 +200,8 @@ class MongoStore:
         await self._settles(run)
 
     async def _settle_group(self, runs: list[RunDoc]) -> list[None]:
-        writes = [
-            UpdateOne({"_id": run["_id"], "rev": run["rev"]}, {"$set": {"events": [], "next_due": None}})
-            for run in runs
-        ]
-        await self._answer(self.runs.bulk_write(writes, ordered=False))
+        ended = {"_id": {"$in": [run["_id"] for run in runs]}, "status": {"$in": sorted(TERMINAL)}}
+        await self._answer(self._ended_runs.update_many(ended, {"$set": {"events": [], "next_due": None}}))
         return [None] * len(runs)
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:

@@ -220,6 +220,11 @@ async def test_only_due_runs_are_looked_at_and_settled_ones_never(bench: Bench) 
     assert [run["_id"] for run in await bench.store.due(10)] == ["r2"]
     assert sorted([run["_id"] async for run in bench.store.live()]) == ["r1", "r2"]
     await bench.store.settle(r2)
+    assert [run["_id"] for run in await bench.store.due(10)] == ["r2"], "a run that has not ended cannot be settled"
+    await bench.store.commit(plan(r2, advance.expire(r2, 1), now=bench.store.now()))
+    ended = await bench.store.load("r2")
+    assert ended is not None
+    await bench.store.settle(ended)
     assert await bench.store.due(10) == []
     assert [run["_id"] async for run in bench.store.live()] == ["r1"]
 
