@@ -13,7 +13,7 @@ import os
 import re
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, NotRequired
+from typing import Any, Literal, NamedTuple, NotRequired, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -252,9 +252,9 @@ def chain(run_id: str, head: AuditHead, news: list[NewEvent]) -> tuple[list[Even
     seq, prev = head["seq"], head["hash"]
     for new in news:
         seq += 1
-        event: Event = {"run": run_id, "seq": seq, **new, "prev": prev, "hash": ""}
-        prev = event["hash"] = event_hash(event)
-        events.append(event)
+        event = {"run": run_id, "seq": seq, **new, "prev": prev}
+        prev = event["hash"] = sha256(canonical_json(event))
+        events.append(cast("Event", event))
     return events, {"seq": seq, "hash": prev}
 
 

@@ -61,7 +61,7 @@ class Store(Protocol):
         """Runs the scheduler must look at now, longest due first."""
 
     async def set_due(self, run: RunDoc, due: datetime | None) -> None:
-        """Nothing was due: look again at ``due``. No effect if the run has moved on."""
+        """Nothing was due: look again at ``due``. No effect if the run has moved on or a step has been claimed."""
 
     async def copy_audit(self, events: Sequence[Event]) -> None:
         """Append events to the audit collection; those already there are left as they are."""

@@ -118,6 +118,11 @@ def verdict(doc: Doc | None, planned: Commit) -> Verdict:
     return Verdict.MOVED
 
 
+def unclaimed(run: RunDoc) -> Doc:
+    """The condition that no step has been claimed since ``run`` was read: a claim does not change ``rev``."""
+    return {f"leases.{step_id}": None for step_id in run["steps"] if step_id not in run["leases"]}
+
+
 def holds(doc: Doc | None, step_id: str, token: str) -> bool:
     """Is the step leased with this token?"""
     return doc is not None and doc["leases"].get(step_id, {}).get("token") == token

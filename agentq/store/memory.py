@@ -117,7 +117,7 @@ class MemoryStore:
 
     async def set_due(self, run: RunDoc, due: datetime | None) -> None:
         stored = self.runs.get(run["_id"])
-        if stored is not None and stored["rev"] == run["rev"]:
+        if stored is not None and stored["rev"] == run["rev"] and stored["leases"].keys() <= run["leases"].keys():
             stored["next_due"] = due
 
     async def live(self) -> AsyncIterator[RunDoc]:

@@ -215,7 +215,8 @@ class MongoStore:
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 
     async def set_due(self, run: RunDoc, due: datetime | None) -> None:
-        await self._answer(self.runs.update_one({"_id": run["_id"], "rev": run["rev"]}, {"$set": {"next_due": due}}))
+        condition = {"_id": run["_id"], "rev": run["rev"], **documents.unclaimed(run)}
+        await self._answer(self.runs.update_one(condition, {"$set": {"next_due": due}}))
 
     async def live(self) -> AsyncIterator[RunDoc]:
         async for doc in self._stream(self.runs.find({"next_due": {"$type": "date"}}).hint("due")):
