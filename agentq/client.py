@@ -210,6 +210,9 @@ class Client:
     ) -> Handle:
         """Hand in one request; returns once it is durable.
 
+        A request in a ``conversation`` sees the earlier turns that have ended when it starts; wait for the one before
+        if it must be seen.
+
         Raises ``InvalidRequest`` (see ``agentq.protocol.parse_request`` for its codes), ``UnknownWorkflow``,
         ``IdempotencyConflict`` (the key is known with another body), ``Unavailable`` (MongoDB does not answer: it is
         unknown whether the request was stored; repeat with the same idempotency key).

@@ -60,6 +60,8 @@ class Group(Generic[T, R]):
                     await self._write_batch([one])
                 return
             results = [error] * len(batch)
+        if len(results) != len(batch):
+            results = [RuntimeError(f"{len(results)} results for {len(batch)} items")] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue

@@ -176,7 +176,7 @@ _PYDANTIC_CODES = {"missing": "missing_field", "extra_forbidden": "unknown_field
 
 def _translate(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"])[:80]
     kind = first["type"]
     code = _PYDANTIC_CODES.get(kind) or ("wrong_type" if kind.endswith("_type") else "invalid_value")
     if kind == "string_unicode":

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from celery import Celery
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
@@ -32,6 +32,8 @@ class HiddenRequest(CeleryRequest):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not isinstance(self._args, list | tuple) or not isinstance(self._kwargs, dict):
+            raise InvalidTaskError("the body is not [args, kwargs, embed]")
         self._argsrepr = self._kwargsrepr = HIDDEN
         self.request_dict.update(argsrepr=HIDDEN, kwargsrepr=HIDDEN)
 
@@ -53,6 +55,18 @@ class Consumer(CeleryConsumer):
                 log.warning("an acknowledgement came after its connection was lost")
 
         return super().call_soon_ack(acknowledge)  # type: ignore[misc]  # newer than the stubs
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's handler, but for bodies it trips over: a JSON value that is no task's would end the consumer."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_task_received(message: Any) -> Any:
+            try:
+                return handle(message)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                return self.on_invalid_task(None, message, error)
+
+        return on_task_received
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         self._refuse(message, exc, "undecodable", "The message could not be decoded.")
@@ -165,7 +179,7 @@ def _request(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
     if len(args) == 1 and not kwargs:
         return parse_request(args[0])
     raise InvalidRequest(
-        f"The task takes one argument 'request', got {len(args)} positional and {sorted(kwargs)}.",
+        f"The task takes one argument 'request', got {len(args)} positional and {len(kwargs)} named.",
         code="wrong_arguments",
         hint='Send kwargs={"request": {"input": "..."}}.',
     )

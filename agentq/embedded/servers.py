@@ -171,6 +171,8 @@ def mongod_argv(directory: Path, port: int, cache_gb: float = 0.25) -> list[str]
         # A replica set even alone: majority writes, transactions and change streams exist only in one.
         *("--replSet", REPLICA_SET, "--oplogSize", "990"),
         *("--wiredTigerCacheSizeGB", str(cache_gb)),
+        # A slow command is logged with its values, and those are what people wrote.
+        *("--slowms", "2147483647"),
         # Nobody to hand over to, so do not wait 15 s for clients to leave.
         *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),
         # Metrics for MongoDB's support: a write every second into the data directory, for nobody.

@@ -111,9 +111,7 @@ class Play:
         usage: Any = {"input_tokens": tokens[0], "output_tokens": tokens[1]}
         return self.end(Replied(LlmReply(text, list(calls), "stop", usage, cost, "m-1", 1), self.at_ms))
 
-    def sees(
-        self, content: str = "found", step: str | None = None, *, ok: bool = True, unknown: bool = False
-    ) -> Play:
+    def sees(self, content: str = "found", step: str | None = None, *, ok: bool = True, unknown: bool = False) -> Play:
         code = "ok" if ok and not unknown else "timeout"
         return self.end(Observed(ok, code, content, unknown, 1, self.at_ms), step)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.engine.play import TO_BILLING, Play, wish
 
 from agentq.engine import advance
 from agentq.engine.commit import plan
 from agentq.engine.decision import Decision, Observed
+from tests.unit.engine.play import TO_BILLING, Play, wish
 
 
 def applied(play: Play, decision: Decision) -> Play:

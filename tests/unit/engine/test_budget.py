@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.engine.play import TO_BILLING, Play, bundle, wish
 
 from agentq.engine import budget
 from schemas.catalog import AgentLimits
+from tests.unit.engine.play import TO_BILLING, Play, bundle, wish
 
 
 def after_a_draft(of: Any, **fields: Any) -> Play:

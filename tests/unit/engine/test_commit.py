@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.engine.play import ACCEPT, REVISE, START, TO_BILLING, Play, bundle, wish
 
 from agentq.engine import advance, audit
 from agentq.engine.commit import Grant, hints, plan, step_due
 from agentq.engine.decision import Decision, Opening
 from agentq.protocol import TERMINAL
 from schemas.run import RunDoc
+from tests.unit.engine.play import ACCEPT, REVISE, START, TO_BILLING, Play, bundle, wish
 
 ACTS = st.sampled_from(["answer", "empty", "tools", "observe", "unknown", "fail", "lose", "wake", "hint", "route"])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.engine.play import ACCEPT, CRITIC, REVISE, ROUTE, TO_BILLING, WORK, Play, bundle, wish
 
 from agentq.engine.commit import hints
 from agentq.protocol import Hint
 from schemas.catalog import Bundle
+from tests.unit.engine.play import ACCEPT, CRITIC, REVISE, ROUTE, TO_BILLING, WORK, Play, bundle, wish
 
 LOOK = {"type": "tool", "tool": "look_up"}
 
@@ -113,7 +113,7 @@ def test_what_a_tool_node_found_is_no_draft_of_the_agent() -> None:
 def test_an_unusable_route_is_asked_again_with_what_was_wrong_then_the_default_takes_it() -> None:
     play = Play().says("marketing!")
     assert play.kind == "route"
-    assert [message["content"] for message in play.call().messages[-2:]][0] == "marketing!"
+    assert play.call().messages[-2]["content"] == "marketing!"
     play.says("marketing, I said")
     assert play.kind == "turn"
     assert play.run["state"] is not None

@@ -14,7 +14,8 @@ from agentq.engine import parse
 from agentq.protocol import canonical_json
 
 WORDS = st.text(max_size=30) | st.sampled_from(
-    ["ROUTE_TO:", "REASON:", "Action:", "Action Input:", "Observation:", "Final Answer:", "```json\n", "```", '{"route":',
+    ["ROUTE_TO:", "REASON:", "Action:", "Action Input:", "Observation:", "Final Answer:", "```json\n", "```",
+     '{"route":',
      '{"verdict": "revise", "problems": [', '"}', "{", "}", "[", "]", "(", ")", "\n", "**", "NaN", "\\ud800", "1" * 30]
 )  # fmt: skip
 MODEL_TEXT = st.lists(WORDS, max_size=20).map("".join)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.engine.play import START, TO_BILLING, Play, wish
 
 from agentq.engine.recovery import Act, look
 from schemas.run import RunDoc
+from tests.unit.engine.play import START, TO_BILLING, Play, wish
 
 
 def waiting_tools() -> Play:

@@ -6,7 +6,6 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.engine.play import START, TO_BILLING, Play, wish
 
 from agentq.engine import advance
 from agentq.engine.commit import Grant, plan
@@ -14,6 +13,7 @@ from agentq.protocol import Hint
 from agentq.store import documents
 from agentq.store.api import Verdict
 from agentq.store.memory import MemoryStore
+from tests.unit.engine.play import START, TO_BILLING, Play, wish
 
 
 def stored(play: Play, **changes: Any) -> Any:

@@ -32,9 +32,10 @@ class Kept(Transport):
 def client(**options: Any) -> tuple[sentry_sdk.Client, Kept]:
     """A client with our filter that collects all it can, so that the filter alone must keep the text out."""
     kept = Kept()
+    collected: Any = {"user_info": True, "queues": True, "stack_frame_variables": True}
     made = sentry_sdk.Client(
         dsn=DSN, transport=kept, before_send=sentry.scrub, default_integrations=False,
-        auto_enabling_integrations=False, data_collection={"user_info": True, "queues": True, "stack_frame_variables": True}, **options,
+        auto_enabling_integrations=False, include_local_variables=True, data_collection=collected, **options,
     )  # fmt: skip
     return made, kept
 
@@ -94,7 +95,7 @@ def test_a_logged_error_keeps_its_words_without_its_arguments() -> None:
 
 
 def test_what_other_libraries_put_into_their_messages_is_not_sent() -> None:
-    """asyncio writes the exception into the message itself: "Task exception was never retrieved ... ValueError(...)"."""
+    """asyncio writes the exception into the message itself: "Task exception was never retrieved ...ValueError(...)"."""
     assert CANARY not in logged("asyncio", f"Task exception was never retrieved\nfuture: <exception={CANARY}>")
 
 
@@ -112,5 +113,5 @@ def test_with_a_dsn_the_filter_is_on_and_nothing_personal_is_collected(monkeypat
     options = made[0].options
     assert options["before_send"] is sentry.scrub
     assert (options["include_local_variables"], options["max_breadcrumbs"]) == (False, 0)
-    assert not options["send_default_pii"]
+    assert not any(options["data_collection"].values())
     assert options["traces_sample_rate"] == 0.0
