@@ -32,7 +32,9 @@ class HiddenRequest(CeleryRequest):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(self._args, list | tuple) or not isinstance(self._kwargs, dict):
+        body = self.message.payload
+        embed = body[2] if isinstance(body, list | tuple) else {}
+        if not (isinstance(self.args, list | tuple) and isinstance(self.kwargs, dict) and isinstance(embed, dict)):
             raise InvalidTaskError("the body is not [args, kwargs, embed]")
         self._argsrepr = self._kwargsrepr = HIDDEN
         self.request_dict.update(argsrepr=HIDDEN, kwargsrepr=HIDDEN)

@@ -113,5 +113,7 @@ def test_with_a_dsn_the_filter_is_on_and_nothing_personal_is_collected(monkeypat
     options = made[0].options
     assert options["before_send"] is sentry.scrub
     assert (options["include_local_variables"], options["max_breadcrumbs"]) == (False, 0)
-    assert not any(options["data_collection"].values())
+    collected = options["data_collection"]
+    names = ("user_info", "queues", "http_bodies", "database_query_data", "stack_frame_variables")
+    assert not any(collected[name] for name in names)
     assert options["traces_sample_rate"] == 0.0
