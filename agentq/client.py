@@ -29,7 +29,7 @@ from typing import Any, cast
 from bson.codec_options import CodecOptions
 from celery import Celery
 from kombu.pools import ProducerPool
-from pymongo import MongoClient, ReturnDocument
+from pymongo import MongoClient, ReadPreference, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import (
     BulkWriteError,
@@ -371,10 +371,10 @@ class Client:
         return doc
 
     def _cancel(self, run_id: str, reason: str) -> None:
-        wish = {"reason": reason, "at": self._now()}
+        wish = {"reason": str(reason)[:500], "at": self._now()}
         with self._mongo_errors():
             asked = self._db()["runs"].update_one(
-                {"_id": run_id, "status": {"$nin": sorted(TERMINAL)}, "cancel": None},
+                {"_id": str(run_id), "status": {"$nin": sorted(TERMINAL)}, "cancel": None},
                 {"$set": {"cancel": wish, "next_due": self._now()}, "$inc": {"rev": 1}},
             )
         if asked.modified_count == 0:
@@ -394,7 +394,9 @@ class Client:
         if unheard and self._broker_url is not None:
             with self._mongo_errors():
                 condition = {"_id": {"$in": unheard}, "rev": 0, "leases": {}}
-                self._db()["runs"].update_many(condition, {"$set": {"next_due": self._now()}})
+                self._db()["runs"].update_many(
+                    condition, {"$set": {"next_due": self._now(), f"steps.{START_STEP}.hints": 0}}
+                )
 
     def _now(self) -> datetime:
         return datetime.now(UTC) + self._connect().offset
@@ -457,17 +459,17 @@ class _Connected:
             connectTimeoutMS=3_000, appname="agentq-client",
         )  # fmt: skip
         try:
-            self.db = self.mongo.get_database(database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC))
+            self.db = self.mongo.get_database(
+                database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC), read_preference=ReadPreference.PRIMARY
+            )
             self.offset: timedelta = self.db.command("hello")["localTime"].replace(tzinfo=UTC) - datetime.now(UTC)
         except BaseException:
             self.mongo.close()
             raise
+        self._broker_url = broker_url
         self._celery = None if broker_url is None else _celery(broker_url)
+        self._producers: ProducerPool | None = None
         self._quiet_until = 0.0
-        if self._celery is not None:
-            # The URL is given here as well because Celery prefers CELERY_BROKER_URL of the host's environment.
-            connections = self._celery.connection_for_write(broker_url).Pool(10)
-            self._producers = ProducerPool(connections, limit=10)
 
     def publishes(self) -> bool:
         """Is there a broker, and did it answer when we last asked?"""
@@ -479,6 +481,10 @@ class _Connected:
         if self._celery is None or not self.publishes():
             return False
         try:
+            if self._producers is None:
+                # The URL is given here as well because Celery prefers CELERY_BROKER_URL of the host's environment.
+                connections = self._celery.connection_for_write(self._broker_url).Pool(10)
+                self._producers = ProducerPool(connections, limit=10)
             with self._producers.acquire(block=True, timeout=BROKER_TIMEOUT_S) as producer:
                 self._celery.send_task(
                     task_name(pool), kwargs={"hints": hints}, queue=pool, producer=producer, retry=False,
@@ -492,8 +498,9 @@ class _Connected:
 
     def close(self) -> None:
         self.mongo.close()
-        if self._celery is not None:
+        if self._producers is not None:
             self._producers.connections.force_close_all()
+        if self._celery is not None:
             self._celery.close()
 
 

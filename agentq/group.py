@@ -54,14 +54,14 @@ class Group(Generic[T, R]):
         results: Sequence[R | Exception]
         try:
             results = await self._write([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"the write answered for {len(results)} of {len(batch)} items")
         except Exception as error:  # noqa: BLE001 - not swallowed: every waiting caller gets it
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 for one in batch:  # one bad item must not spoil the others
                     await self._write_batch([one])
                 return
             results = [error] * len(batch)
-        if len(results) != len(batch):
-            results = [RuntimeError(f"{len(results)} results for {len(batch)} items")] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue

@@ -367,7 +367,7 @@ def new_run(
         "status": "queued",
         "rev": 0,
         "state": None,
-        "steps": {START_STEP: open_step("enter", workflow["start_pool"], workflow["start_recovery"], now)},
+        "steps": {START_STEP: open_step("enter", workflow, now, hints=1 if hinted else 0)},
         "leases": {},
         "receipts": {},
         "events": events,
@@ -433,22 +433,20 @@ def rejected_run(error: InvalidRequest, *, run_id: str, now: datetime, facts: di
     }
 
 
-def open_step(
-    kind: str, pool: Pool, recovery: str, now: datetime, node: str | None = None, **payload: Any
-) -> dict[str, Any]:
-    """A step that nobody has claimed. ``enter`` is the first: its real kind follows from the workflow."""
-    step: dict[str, Any] = {
+def open_step(kind: str, workflow: Registered, now: datetime, *, hints: int) -> dict[str, Any]:
+    """The step that a run is born with: ``enter``; what it really is follows from the workflow when it is claimed.
+
+    ``hints``: how often it was published, or is about to be (0: the scheduler has to tell the first worker).
+    """
+    return {
         "kind": kind,
-        "pool": pool,
+        "pool": workflow["start_pool"],
         "attempt": 1,
-        "recovery": recovery,
-        "payload": payload,
-        "hints": 1,
+        "recovery": workflow["start_recovery"],
+        "payload": {},
+        "hints": hints,
         "hinted_at": now,
     }
-    if node is not None:
-        step["node"] = node
-    return step
 
 
 def utc(epoch_s: float) -> datetime:

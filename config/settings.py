@@ -81,9 +81,7 @@ class Settings(BaseSettings):
     scheduler_interval_s: float = Field(
         0.5, gt=0, le=60, description="How often the scheduler looks for overdue runs, in seconds; default 0.5."
     )
-    steps_in_flight: int = Field(
-        256, ge=1, description="Steps that one worker process performs at once; default 256."
-    )
+    steps_in_flight: int = Field(256, ge=1, description="Steps that one worker process performs at once; default 256.")
     worker_concurrency: int = Field(
         256, ge=1, description="Celery messages (batches of hints) at work in one process at once; default 256."
     )

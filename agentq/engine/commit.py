@@ -114,7 +114,7 @@ def _state_changes(run: RunDoc, after: RunDoc) -> dict[str, Any] | None:
     now: Mapping[str, Any] | None = cast("Mapping[str, Any] | None", after["state"])
     if before is None or now is None or not run["receipts"]:
         return None
-    return {name: value for name, value in now.items() if before[name] is not value}
+    return {name: value for name, value in now.items() if name not in before or before[name] is not value}
 
 
 def _status(status: str, steps: dict[str, Step]) -> str:
@@ -156,6 +156,8 @@ def step_due(step: Step, lease: Lease | None) -> datetime | None:
         return lease["at"] + timedelta(milliseconds=lease["ms"])
     if "not_before" in step:
         return step["not_before"]
+    if step["hints"] == 0:  # nobody has been told yet
+        return step["hinted_at"]
     return step["hinted_at"] + HINT_GRACE * 2.0 ** min(step["hints"] - 1, 6)
 
 

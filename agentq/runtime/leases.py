@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable
 
-from agentq.errors import Unavailable
 from agentq.store.api import Held, Store
+
+log = logging.getLogger(__name__)
 
 
 class LeaseKeeper:
@@ -22,6 +25,7 @@ class LeaseKeeper:
         self._monotonic = monotonic
         self._since: dict[Held, float] = {}
         self._lost: set[Held] = set()
+        self._lock = threading.Lock()
 
     def now(self) -> float:
         """Monotonic seconds, as ``add`` takes them."""
@@ -29,12 +33,14 @@ class LeaseKeeper:
 
     def add(self, held: Held, since: float | None = None) -> None:
         """Start keeping a lease that was taken at ``since`` (monotonic seconds; now if not given)."""
-        self._since[held] = self._monotonic() if since is None else since
+        with self._lock:
+            self._since[held] = self._monotonic() if since is None else since
 
     def drop(self, held: Held) -> None:
         """The step is done; its lease went with the commit."""
-        self._since.pop(held, None)
-        self._lost.discard(held)
+        with self._lock:
+            self._since.pop(held, None)
+            self._lost.discard(held)
 
     def expired(self, held: Held) -> bool:
         """Is the lease known lost, or so old that it may be? Then no effect may start under it."""
@@ -42,22 +48,29 @@ class LeaseKeeper:
         return held in self._lost or since is None or (self._monotonic() - since) * 1000 >= self.lease_ms
 
     async def renew_due(self, store: Store) -> None:
-        """Renew what is older than a third of the lease time."""
+        """Renew what is older than a third of the lease time and not known lost."""
         now = self._monotonic()
-        due = [held for held, since in list(self._since.items()) if (now - since) * 1000 >= self.lease_ms / 3]
+        with self._lock:
+            due = [
+                held
+                for held, since in self._since.items()
+                if (now - since) * 1000 >= self.lease_ms / 3 and held not in self._lost
+            ]
         if not due:
             return
         lost = await store.renew(due, self.lease_ms)
-        self._lost |= lost & self._since.keys()
-        for held in due:
-            if held in self._since and held not in lost:
-                self._since[held] = now
+        with self._lock:
+            for held in due:
+                if held in lost and held in self._since:
+                    self._lost.add(held)
+                elif held in self._since:
+                    self._since[held] = now
 
     async def run(self, store: Store) -> None:
-        """Renew until cancelled. A database that does not answer is tried again: the lease may still hold."""
+        """Renew until cancelled. Whatever fails is tried again: the leases may still hold."""
         while True:
             await asyncio.sleep(self.lease_ms / 6000)
             try:
                 await self.renew_due(store)
-            except Unavailable:
-                continue
+            except Exception as error:  # noqa: BLE001 - ending here would lose every lease of the process, in silence
+                log.warning("leases could not be renewed: %s", type(error).__name__)

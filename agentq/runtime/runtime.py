@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from agentq.engine import advance, commit
 from agentq.engine.commit import Commit, Grant
-from agentq.engine.decision import Decision, Failed, Outcome
+from agentq.engine.decision import Decision, Failed, Outcome, Replied
 from agentq.engine.effects import effect
 from agentq.errors import AgentqError, Unavailable
 from agentq.llm.types import Llm
@@ -178,7 +178,10 @@ class Runtime:
         while len(holding) == 1:
             holding = await self._step(carried, holding[0])
         if holding:
-            await asyncio.gather(*(self._go_on(carried, [held]) for held in holding))
+            ends = await asyncio.gather(*(self._go_on(carried, [held]) for held in holding), return_exceptions=True)
+            for end in ends:  # all are over before one is told: nothing of a message outlives its task
+                if isinstance(end, BaseException):
+                    raise end
 
     async def _step(self, carried: Carried, held: Held) -> list[Held]:
         """One leased step, from its effect to its commit; gives the steps to go on with in place."""
@@ -195,6 +198,7 @@ class Runtime:
         finally:
             self._end(held)
         if planned is None:
+            log.warning("step %s of run %s was taken over; its outcome is dropped", held.step_id, held.run_id)
             await self._book_waste(held, outcome)
             return []
         granted = [Held(held.run_id, step_id, grant.token) for step_id, grant in planned.grants.items()]
@@ -245,6 +249,7 @@ class Runtime:
                 if isinstance(outcome, Failed) or not isinstance(error, Exception):
                     raise
                 log.exception("the outcome of step %s of run %s cannot be kept", held.step_id, held.run_id)
+                await self._book_waste(held, outcome)
                 outcome = Failed("unusable_outcome", f"{type(error).__name__} on commit.", True, None, outcome.at_ms)
                 continue
             if verdict is Verdict.APPLIED:
@@ -310,13 +315,13 @@ class Runtime:
         return f"{self._prefix}{next(self._count):x}"
 
     async def _book_waste(self, held: Held, outcome: Outcome) -> None:
-        """We are a zombie: our lease was lost while we worked. State stays as it is; the money is booked."""
-        log.warning("step %s of run %s was taken over; its outcome is dropped", held.step_id, held.run_id)
-        if isinstance(outcome, Failed):
-            return
-        cost = getattr(getattr(outcome, "reply", None), "cost_nano_usd", None)
-        if cost is not None:
-            await self.store.book_waste(held.run_id, {"llm_calls": 1, "cost_nano_usd": cost})
+        """Our work is of no use (the lease was lost, or it cannot be stored): state stays, the money is booked."""
+        if isinstance(outcome, Replied):
+            try:
+                waste = {"llm_calls": 1, "cost_nano_usd": outcome.reply.cost_nano_usd}
+                await self.store.book_waste(held.run_id, waste)
+            except Unavailable:
+                log.warning("waste of run %s is not booked: %d nano-dollars", held.run_id, waste["cost_nano_usd"])
 
     async def _copy_out(self, carried: Carried, run: RunDoc) -> None:
         """Audit events leave the run when it has ended, or when there are many."""

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from agentq.engine import commit
 from agentq.engine.recovery import look
-from agentq.errors import AgentqError
+from agentq.errors import AgentqError, Unavailable
 from agentq.protocol import TERMINAL, Hint, Pool
 from agentq.runtime.runtime import CrashPoint, Publish, Reply, finish, no_crash
 from agentq.store.api import Store, Verdict
@@ -48,10 +48,11 @@ class Scheduler:
         self._max_attempts = max_attempts
         self._batch = batch
         self._crash = crash
+        self._broker_away = False
 
     async def tick(self) -> int:
         """One round: how many runs were looked at. Raises ``Unavailable`` where a server does not answer."""
-        if await self._broker_lost():
+        if await self._must_publish_all():
             await self._publish_all()
         looked = 0
         while True:
@@ -62,6 +63,19 @@ class Scheduler:
                 break
         await self._store.beat(f"scheduler:{self._name}", {"kind": "scheduler", "looked_at": looked})
         return looked
+
+    async def _must_publish_all(self) -> bool:
+        """Has the broker lost its data, or come back from an outage in which hints went nowhere? While it is away,
+        everything that needs no broker goes on."""
+        try:
+            lost = await self._broker_lost()
+        except Unavailable as error:
+            if not self._broker_away:
+                log.warning("the scheduler goes on without a broker: %s", error)
+            self._broker_away = True
+            return False
+        back, self._broker_away = self._broker_away, False
+        return lost or back
 
     async def run(self, interval_s: float) -> None:
         """Tick until cancelled; an outage is reported and waited out."""
@@ -116,7 +130,7 @@ class Scheduler:
 
     async def _publish_all(self) -> None:
         """The broker came back empty: every step that could be claimed is hinted again, in moderate batches."""
-        log.warning("the broker has lost its data; live runs are dispatched again")
+        log.warning("the broker is new, empty or was away: live runs are dispatched again")
         hints: list[tuple[Pool, Hint]] = []
         count = 0
         async for run in self._store.live():

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from bson.codec_options import CodecOptions
-from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReturnDocument, UpdateOne, WriteConcern
+from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import (
     BulkWriteError,
@@ -38,7 +38,7 @@ Doc = dict[str, Any]
 OPTIONS: Doc = {
     "w": "majority",
     "journal": True,
-    "retryWrites": False,  # a tenth of mongod's work; every write of ours bears repeating, by its conditions
+    "retryWrites": False,  # a tenth of mongod's work; claims and commits are repeated and judged by us
     "retryReads": True,
     "serverSelectionTimeoutMS": 20_000,  # longer than an election: a failover is a pause, not an error
     "connectTimeoutMS": 3_000,
@@ -70,14 +70,14 @@ class MongoStore:
     def __init__(self, url: str, database: str = "agentq") -> None:
         self._client: AsyncMongoClient[Doc] = AsyncMongoClient(url, **OPTIONS)
         options: CodecOptions[Doc] = CodecOptions(tz_aware=True, tzinfo=UTC)
-        self._db = self._client.get_database(database, codec_options=options)
+        # Verdicts are read where they were written, whatever the URL prefers.
+        self._db = self._client.get_database(database, codec_options=options, read_preference=ReadPreference.PRIMARY)
         self.runs = self._db["runs"]
         self.audit = self._db["audit"]
-        # Copies are ordered after the commit they copy, in one oplog: what a crash takes away, it takes from the end,
-        # and the scheduler does it again. So they need not wait for the journal.
-        unhurried = WriteConcern(w=1, j=False)
-        self._ended_runs = self.runs.with_options(write_concern=unhurried)
-        self._audit_copies = self.audit.with_options(write_concern=unhurried)
+        # Copies must outlive a change of primary before the run lets go of its events, but need not wait for a journal;
+        # a lost ``settle`` is simply done again.
+        self._audit_copies = self.audit.with_options(write_concern=WriteConcern(w="majority", j=False))
+        self._ended_runs = self.runs.with_options(write_concern=WriteConcern(w=1, j=False))
         self._offset = timedelta(0)
         self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
         self._commits: Group[Commit, Verdict] = Group(self._commit_group)
