@@ -392,11 +392,12 @@ class Client:
                 if not connected.send(pool, message):
                     unheard += [hint.run_id for hint in message]
         if unheard and self._broker_url is not None:
-            with self._mongo_errors():
-                condition = {"_id": {"$in": unheard}, "rev": 0, "leases": {}}
-                self._db()["runs"].update_many(
-                    condition, {"$set": {"next_due": self._now(), f"steps.{START_STEP}.hints": 0}}
-                )
+            condition = {"_id": {"$in": unheard}, "rev": 0, "leases": {}}
+            update = {"$set": {"next_due": self._now(), f"steps.{START_STEP}.hints": 0}}
+            try:
+                self._db()["runs"].update_many(condition, update)
+            except PyMongoError as error:  # they are accepted all the same, and dispatched half a minute later
+                log.warning("%d runs wait for the scheduler: %s", len(unheard), type(error).__name__)
 
     def _now(self) -> datetime:
         return datetime.now(UTC) + self._connect().offset

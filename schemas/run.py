@@ -23,8 +23,8 @@ class Step(TypedDict):
 
     ``recovery`` says what a lost lease means: ``retry`` (no lasting effect, or a model call within the attempt
     budget), ``keyed`` (the callee honours our key), ``unsafe`` (wait for a person). ``hints`` counts how often the
-    step was published (0: not yet), ``hinted_at`` when last. A step with ``not_before`` waits for the scheduler; one with ``held``
-    waits for a person.
+    step was published (0: not yet), ``hinted_at`` when last. A step with ``not_before`` waits for the scheduler; one
+    with ``held`` waits for a person.
     """
 
     kind: StepKind
