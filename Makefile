@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q
 PARALLEL := -n $(PROCESSES) -p tests.acceptance.scheduling
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-all fault lint format types bench docs check constraints clean
+.PHONY: help setup demo run test test-all fault fault-part simulate lint format types bench docs check constraints clean
 
 help: ## This list
 	@echo "agentq, a durable message queue for LLM agents. Targets:"
@@ -41,6 +41,14 @@ test-all: setup ## All tests, one after the other, with branch coverage and the 
 fault: setup ## Kill workers, scheduler, Redis and MongoDB at named points and check every promise
 	@echo "fault: the crash tests"
 	@$(PYTEST) tests/fault
+
+fault-part: setup ## The part of 'fault' that CI runs: every server and role, one crash point
+	@echo "fault-part: servers, roles and one crash point"
+	@$(PYTEST) tests/fault -k "specialist or redis or mongod or scheduler or after_effect"
+
+simulate: setup ## Play 100,000 seeded schedules of crashes and lost messages (COUNT=...)
+	@echo "simulate: the real engine and runtime under a seeded scheduler"
+	@$(BIN)/python -m tests.simulation --count $(or $(COUNT),100000)
 
 lint: setup ## Style, complexity, formatting, import layers
 	@echo "lint: ruff, ruff format, import-linter"
