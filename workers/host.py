@@ -7,6 +7,7 @@ on a second loop in a second thread, which no busy engine can starve.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -21,7 +22,7 @@ import uvloop
 from celery import Celery
 
 from agentq.client import Client
-from agentq.errors import ConfigError
+from agentq.errors import AgentqError, ConfigError
 from agentq.llm.http import HttpLlm
 from agentq.protocol import POOLS, Pool
 from agentq.runtime.leases import LeaseKeeper
@@ -49,6 +50,7 @@ class _Engine:
     catalog: Catalog
     publisher: HintPublisher
     client: Client
+    clock_task: asyncio.Task[None]
     lease_task: asyncio.Task[None]
     lease_loop: asyncio.AbstractEventLoop
     lease_store: MongoStore
@@ -119,7 +121,7 @@ class EngineHost:
         publisher = HintPublisher(self.app, settings.hint_batch)
         replies = Replies(self.app, ThreadPoolExecutor(2, "replies"))
 
-        async def build() -> tuple[MongoStore, HttpLlm, Runtime]:
+        async def build() -> tuple[MongoStore, HttpLlm, Runtime, asyncio.Task[None]]:
             store = MongoStore(mongo_url, settings.mongo_database)
             await store.open()
             await store.register(list(catalog.bundles.values()))
@@ -128,19 +130,27 @@ class EngineHost:
                 store, llm, catalog.toolbox, publisher, pools=self.pools, worker=worker_name(), keeper=keeper,
                 limits=limits, reply=replies, crash=crash_point(settings.failpoint),
             )  # fmt: skip
-            return store, llm, runtime
+            clock_task = asyncio.create_task(follow_clock(store))
+            return store, llm, runtime, clock_task
+
+        async def follow_clock(store: MongoStore) -> None:
+            while True:
+                await asyncio.sleep(60)
+                with contextlib.suppress(AgentqError):
+                    await store.sync_clock()
 
         async def keep() -> tuple[MongoStore, asyncio.Task[None]]:
             store = MongoStore(mongo_url, settings.mongo_database)
             return store, asyncio.create_task(keeper.run(store))
 
-        store, llm, runtime = asyncio.run_coroutine_threadsafe(build(), loop).result()
+        store, llm, runtime, clock_task = asyncio.run_coroutine_threadsafe(build(), loop).result()
         lease_store, lease_task = asyncio.run_coroutine_threadsafe(keep(), lease_loop).result()
         client = Client(mongo_url, broker_url, settings.mongo_database)
         _calm_the_collector()
         return _Engine(
-            os.getpid(), loop, runtime, store, llm, catalog, publisher, client, lease_task, lease_loop, lease_store
-        )
+            os.getpid(), loop, runtime, store, llm, catalog, publisher, client, clock_task, lease_task, lease_loop,
+            lease_store,
+        )  # fmt: skip
 
     def drain(self) -> None:
         """The worker is to stop: finish the steps under way, hand on what follows."""
@@ -155,6 +165,7 @@ class EngineHost:
         self._engine = None
 
         async def close() -> None:
+            engine.clock_task.cancel()
             await engine.llm.close()
             engine.catalog.toolbox.close()
             await engine.store.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable
 
+from agentq.clock import elapsed_s
 from agentq.store.api import Held, Store
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class LeaseKeeper:
     nor a busy loop can starve it. ``add``, ``drop`` and ``expired`` may be called from any thread.
     """
 
-    def __init__(self, lease_ms: int, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lease_ms: int, *, monotonic: Callable[[], float] = elapsed_s) -> None:
         self.lease_ms = lease_ms
         self._monotonic = monotonic
         self._since: dict[Held, float] = {}

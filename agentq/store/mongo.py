@@ -6,8 +6,9 @@ way go out together (``agentq.group``). One event loop owns a store.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 from bson.codec_options import CodecOptions
@@ -22,6 +23,7 @@ from pymongo.errors import (
     WriteConcernError,
 )
 
+from agentq.clock import elapsed_s
 from agentq.engine.commit import Commit, Grant
 from agentq.errors import AgentqError, ConfigError, Unavailable
 from agentq.group import Group
@@ -78,7 +80,7 @@ class MongoStore:
         # a lost ``settle`` is simply done again.
         self._audit_copies = self.audit.with_options(write_concern=WriteConcern(w="majority", j=False))
         self._ended_runs = self.runs.with_options(write_concern=WriteConcern(w=1, j=False))
-        self._offset = timedelta(0)
+        self._server_ahead_s = time.time() - elapsed_s()  # until it is measured
         self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
         self._commits: Group[Commit, Verdict] = Group(self._commit_group)
         self._copies: Group[Sequence[Event], None] = Group(self._copy_group)
@@ -104,15 +106,15 @@ class MongoStore:
         await self._client.close()
 
     async def sync_clock(self) -> None:
-        """Measure how far this process's clock is from MongoDB's."""
-        before = datetime.now(UTC)
+        """Measure MongoDB's clock; between two measurements ``now`` follows a clock that nobody can set."""
+        before = elapsed_s()
         hello = await self._answer(self._db.command("hello"))
-        after = datetime.now(UTC)
-        self._offset = hello["localTime"].replace(tzinfo=UTC) - (before + (after - before) / 2)
+        server_s = hello["localTime"].replace(tzinfo=UTC).timestamp()
+        self._server_ahead_s = server_s - (before + elapsed_s()) / 2
 
     def now(self) -> datetime:
-        moment = datetime.now(UTC) + self._offset
-        return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+        milliseconds = int((elapsed_s() + self._server_ahead_s) * 1000)
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
     # -- the protocol -----------------------------------------------------------------------------------------------
 

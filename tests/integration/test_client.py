@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import faulthandler
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -391,9 +393,11 @@ def test_without_mongodb_nothing_is_accepted_and_no_thread_is_left_behind(monkey
 
 
 def _in_a_child(client: Client, told: Any) -> None:
+    faulthandler.dump_traceback_later(50, exit=True, file=sys.__stderr__)  # where it hangs, if it does
     told.send(client.submit("from the child").run_id)
     client.close()
     told.close()
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -415,13 +419,18 @@ async def test_a_client_works_on_both_sides_of_a_fork(
         thread.start()
     heard, told = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("fork").Process(target=_in_a_child, args=(client, told))
-    child.start()
-    assert heard.poll(60), "the child never came through"
-    theirs = heard.recv()
-    child.join(60)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        child.start()
+        assert heard.poll(60), "the child never came through"
+        theirs = heard.recv()
+        child.join(60)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        if child.is_alive():
+            child.kill()
+            child.join()
     assert child.exitcode == 0
     after = client.submit("from the parent again").run_id
     assert {run["_id"] for run in await store.latest({"_id": {"$in": [mine, theirs, after]}}, 9)} == {
