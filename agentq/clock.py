@@ -1,4 +1,4 @@
-"""Elapsed time that nobody can set: it goes on while the machine is suspended, and steps of the wall clock pass it by."""
+"""Elapsed time that nobody can set: it goes on while the machine is suspended, whatever the wall clock does."""
 
 from __future__ import annotations
 
