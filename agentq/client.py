@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from typing import Any, cast
 from bson.codec_options import CodecOptions
 from celery import Celery
 from kombu.pools import ProducerPool
+from kombu.utils.objects import cached_property
 from pymongo import MongoClient, ReadPreference, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import (
@@ -449,11 +451,27 @@ def _same_key(duplicate: Any) -> bool:
     return "idempotency_key" in (duplicate or {}).get("keyPattern", {})
 
 
+_HOME = os.getpid()  # the process that imported us
+
+
+def _renew_locks() -> None:
+    """In a forked child: kombu's cached properties have one lock a class before Python 3.12, and a thread of the parent
+    that held one at the fork is not there to release it."""
+    for name, module in sys.modules.copy().items():
+        if name.partition(".")[0] in ("celery", "kombu"):
+            classes = [value for value in vars(module).copy().values() if isinstance(value, type)]
+            for value in [value for cls in classes for value in vars(cls).copy().values()]:
+                if isinstance(value, cached_property):
+                    value.lock = threading.RLock()  # type: ignore[attr-defined]  # inherited before Python 3.12
+
+
 class _Connected:
     """What belongs to one process: a connection to MongoDB, its clock, a way to publish."""
 
     def __init__(self, mongo_url: str, broker_url: str | None, database: str) -> None:
         self.pid = os.getpid()
+        if self.pid != _HOME and sys.version_info < (3, 12):
+            _renew_locks()
         self.workflows: dict[str, tuple[float, Registered]] = {}
         self.mongo: MongoClient[Doc] = MongoClient(
             mongo_url, w="majority", journal=True, retryWrites=True, serverSelectionTimeoutMS=20_000,

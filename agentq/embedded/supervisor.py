@@ -5,6 +5,7 @@ Knows nothing about agentq: a ``Component`` is data, so the rules are tested wit
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -175,7 +176,7 @@ class Supervisor:
         child.state = "up"
         again = "again " if child.was_ready else ""
         where = f"  {child.component.address}" if child.component.address else ""
-        self._say(child, f"ready {again}after {now - child.since:.1f} s{where}")
+        self._say(child, f"ready {again}after {now - child.since:.1f} s{where}  log {_short(child.log_file)}")
         child.was_ready = True
         self._changed()
 
@@ -255,6 +256,11 @@ class Supervisor:
 
     def _say(self, child: _Child, text: str) -> None:
         self._report(f"{child.name:<{self._width}}  {text}")
+
+
+def _short(file: Path) -> str:
+    """A path as a person types it: relative where that is shorter."""
+    return min(str(file), os.path.relpath(file), key=len)
 
 
 def _rotate(log_file: Path) -> int:

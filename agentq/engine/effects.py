@@ -73,7 +73,7 @@ def tool_schemas(bundle: Bundle, agent: AgentSpec) -> list[ToolSchema]:
 def _critic_call(bundle: Bundle, run: RunDoc, node: CriticNode, key: str) -> LlmCall:
     state, model = state_of(run), bundle.models[node.model]
     messages = prompts.critic_messages(
-        node, run["input"], state["visits"][node.revise]["transcript"], state["draft"] or ""
+        node, run["input"], state["visits"][node.revise]["transcript"], state["draft"] or "", state["unusable"]
     )
     schema = prompts.VERDICT_SCHEMA if model.structured_output else None
     return LlmCall(

@@ -19,6 +19,9 @@ from schemas.run import AgentVisit, RunDoc, State, Step
 
 MAX_KEYED_ATTEMPTS = 3  # a time-out of a tool that honours our key is tried again this often before the model hears
 
+UNKNOWN_OUTCOME = " It is not known whether it took effect. Do not call it again; say that a person will check."
+NOT_CALLED = frozenset({"unknown_tool", "not_permitted", "bad_arguments"})  # a tool's result codes where nothing ran
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -154,16 +157,25 @@ def _read_turn(
 def _open_calls(
     bundle: Bundle, agent: AgentSpec, state: State, name: str, calls: list[ToolCall], made: NewEvent
 ) -> Progress:
-    """One step a call; calls past the agent's limit are answered at once with a refusal the model can read."""
+    """One step a call. Calls past the agent's limit, and calls that may have taken effect already (a new step has
+    a new key), are answered at once with a refusal the model can read."""
     visit = state["visits"][name]
-    room = max(0, agent.limits.max_tool_calls - visit["tool_calls"])
+    room = agent.limits.max_tool_calls - visit["tool_calls"]
+    wanted: list[ToolCall] = []
+    refused: dict[str, str] = {}
+    for call in calls:
+        if len(wanted) >= room:
+            refused[call["id"]] = "Refused: no tool calls are left. Answer with what you know."
+        elif _may_have_happened(visit, call):
+            refused[call["id"]] = "Refused: the same call was made before." + UNKNOWN_OUTCOME
+        else:
+            wanted.append(call)
     openings = [
         Opening("tool", "tools", name, bundle.tools[call["name"]].recovery if call["name"] in bundle.tools else "retry",
                 {"name": call["name"], "arguments": call["arguments"], "call": call["id"]})
-        for call in calls[:room]
+        for call in wanted
     ]  # fmt: skip
     state, opened = number(state, openings)
-    refused = {call["id"]: "Refused: no tool calls are left. Answer with what you know." for call in calls[room:]}
     visit = {
         **visit,
         "calls": {step_id: opening.payload["call"] for step_id, opening in opened.items()},
@@ -175,6 +187,18 @@ def _open_calls(
         return Progress(state, [made], opened=opened)
     state, opened = _next_turn(state, name)
     return Progress(state, [made], opened=opened)
+
+
+def _may_have_happened(visit: AgentVisit, call: ToolCall) -> bool:
+    """Was the same call made before in this visit, and its outcome unknown?"""
+    asked = {made["id"]: made for message in visit["transcript"] for made in message.get("tool_calls", [])}
+    return any(
+        message["role"] == "tool"
+        and message["content"].endswith(UNKNOWN_OUTCOME)
+        and (made := asked[message["tool_call_id"]])["name"] == call["name"]
+        and made["arguments"] == call["arguments"]
+        for message in visit["transcript"]
+    )
 
 
 def on_tool(bundle: Bundle, run: RunDoc, step_id: str, step: Step, outcome: Observed) -> Progress:
@@ -194,8 +218,9 @@ def on_tool(bundle: Bundle, run: RunDoc, step_id: str, step: Step, outcome: Obse
     )  # fmt: skip
     content = outcome.content
     if outcome.unknown:
-        content += " It is not known whether it took effect. Do not call it again; say that a person will check."
-    state = {**state, "tools": [*state["tools"], payload["name"]]}
+        content += UNKNOWN_OUTCOME
+    if outcome.code not in NOT_CALLED:
+        state = {**state, "tools": [*state["tools"], payload["name"]]}
     node = bundle.workflow.nodes[name]
     if isinstance(node, ToolNode):
         lookup = {"id": step_id, "name": payload["name"], "arguments": payload["arguments"], "content": content}

@@ -97,18 +97,25 @@ def revision_message(problems: list[str]) -> Message:
     }
 
 
-def critic_messages(node: CriticNode, request: str, transcript: list[Message], draft: str) -> list[Message]:
-    """The critic's prompt: the request, what the tools said, the draft."""
+def critic_messages(
+    node: CriticNode, request: str, transcript: list[Message], draft: str, unusable: str | None = None
+) -> list[Message]:
+    """The critic's prompt: the request, what the tools said, the draft; ``unusable``: its first answer, asked again."""
+    form = 'Answer with JSON: {"verdict": "accept" or "revise", "problems": ["..."]}.'
     system = (
         "You review a draft answer before it is sent. Accept it if it answers every part of the request, states "
         "nothing that the tool results do not support, and hides no failure. Otherwise name each problem in one "
         "sentence that says what to change.\n\n"
         + (f"{node.instructions.strip()}\n\n" if node.instructions else "")
-        + 'Answer with JSON: {"verdict": "accept" or "revise", "problems": ["..."]}.'
+        + form
     )
     seen = "\n".join(_tool_lines(transcript)) or "(no tool was called)"
     user = f"## Request\n{request}\n\n## Tool results\n{seen}\n\n## Draft answer\n{draft}"
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    messages: list[Message] = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    if unusable is not None:
+        said = f"That is no verdict, or it asks for a revision and names no problem. {form}"
+        messages += [{"role": "assistant", "content": unusable}, {"role": "user", "content": said}]
+    return messages
 
 
 def _tool_lines(transcript: list[Message]) -> list[str]:

@@ -25,7 +25,7 @@ class Act:
 def look(run: RunDoc, now: datetime, max_attempts: int) -> Act | None:
     """The next act for a live run, None if nothing is due. Call again on the run as the act leaves it.
 
-    A step that is being worked on is left alone: it notices cancellation and deadline when it commits.
+    A run is cancelled at once, whoever works on it; past its deadline, a step that is being worked on may finish.
     """
     at_ms = int(now.timestamp() * 1000)
     if run["cancel"] is not None:

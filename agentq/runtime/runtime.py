@@ -199,7 +199,6 @@ class Runtime:
             self._end(held)
         if planned is None:
             log.warning("step %s of run %s was taken over; its outcome is dropped", held.step_id, held.run_id)
-            await self._book_waste(held, outcome)
             return []
         granted = [Held(held.run_id, step_id, grant.token) for step_id, grant in planned.grants.items()]
         try:
@@ -233,6 +232,7 @@ class Runtime:
         while True:
             run = carried.run
             if held.step_id not in run["steps"]:  # a parallel step of ours has ended the run
+                await self._book_waste(held, outcome)
                 return None
             grants: dict[str, Grant] = {}
             since = self._keeper.now()
@@ -260,6 +260,7 @@ class Runtime:
                 return planned
             self._give_back(run["_id"], grants)
             if verdict is Verdict.FENCED:
+                await self._book_waste(held, outcome)
                 return None
             await self._refresh(carried, held.step_id)
 
