@@ -29,6 +29,11 @@ def register(app: Celery, host: EngineHost) -> None:
             )
         host.serve(list(instance.app.amqp.queues.consume_from))
 
+    @signals.after_setup_logger.connect(weak=False)
+    def set_level(**_: Any) -> None:
+        for name in ("agentq", "workers"):  # Celery's own loggers follow its -l
+            logging.getLogger(name).setLevel(host.settings.log_level)
+
     @signals.worker_ready.connect(weak=False)
     def ready(**_: Any) -> None:
         try:

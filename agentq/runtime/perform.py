@@ -10,6 +10,7 @@ from agentq.engine.decision import Failed, Observed, Outcome, Replied
 from agentq.engine.effects import ToolCallEffect
 from agentq.errors import ProviderError
 from agentq.llm.types import Llm
+from agentq.place import place
 from agentq.tools import Toolbox, ToolContext, ToolResult
 from schemas.llm import LlmCall
 from schemas.run import RunDoc
@@ -31,8 +32,8 @@ async def perform(
         return Observed(result.ok, result.code, result.content, result.unknown_outcome, result.latency_ms, now_ms())
     except ProviderError as error:
         return Failed(error.code, error.message, error.retryable, error.retry_after_s, now_ms())
-    except Exception as error:
-        log.exception("step %s of run %s failed unexpectedly", step_id, run["_id"])
+    except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
+        log.error("step %s of run %s failed unexpectedly: %s", step_id, run["_id"], place(error))
         return Failed("internal", f"{type(error).__name__} in the worker.", True, None, now_ms())
 
 

@@ -15,6 +15,7 @@ from agentq.engine.decision import Decision, Failed, Outcome, Replied
 from agentq.engine.effects import effect
 from agentq.errors import AgentqError, Unavailable
 from agentq.llm.types import Llm
+from agentq.place import place
 from agentq.protocol import Hint, Pool
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.perform import perform
@@ -126,8 +127,8 @@ class Runtime:
                 await self._go_on(await self._carry(run, hint.step_id), [held])
         except AgentqError as error:
             log.warning("step %s of run %s is left to the scheduler: %s", hint.step_id, hint.run_id, error.code)
-        except Exception:
-            log.exception("step %s of run %s is left to the scheduler", hint.step_id, hint.run_id)
+        except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
+            log.error("step %s of run %s is left to the scheduler: %s", hint.step_id, hint.run_id, place(error))
         finally:
             self._end(held)
 
@@ -219,8 +220,8 @@ class Runtime:
             await self._copy_out(carried, planned.after)
         except AgentqError as error:
             log.warning("run %s is finished by the scheduler: %s", planned.run_id, error.code)
-        except Exception:
-            log.exception("run %s is finished by the scheduler", planned.run_id)
+        except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
+            log.error("run %s is finished by the scheduler: %s", planned.run_id, place(error))
 
     async def _commit(self, carried: Carried, held: Held, outcome: Outcome) -> Commit | None:
         """Decide and write until it is written; None if the lease is lost. The effect is never repeated here.
@@ -248,7 +249,7 @@ class Runtime:
                 self._give_back(run["_id"], grants)
                 if isinstance(outcome, Failed) or not isinstance(error, Exception):
                     raise
-                log.exception("the outcome of step %s of run %s cannot be kept", held.step_id, held.run_id)
+                log.error("step %s of run %s: its outcome cannot be kept: %s", held.step_id, held.run_id, place(error))
                 await self._book_waste(held, outcome)
                 outcome = Failed("unusable_outcome", f"{type(error).__name__} on commit.", True, None, outcome.at_ms)
                 continue

@@ -13,6 +13,7 @@ from datetime import timedelta
 from agentq.engine import commit
 from agentq.engine.recovery import look
 from agentq.errors import AgentqError, Unavailable
+from agentq.place import place
 from agentq.protocol import TERMINAL, Hint, Pool
 from agentq.runtime.runtime import CrashPoint, Publish, Reply, finish, no_crash
 from agentq.store.api import Store, Verdict
@@ -100,8 +101,8 @@ class Scheduler:
             return
         except AgentqError as error:
             log.warning("run %s stays due: %s", run["_id"], error.code)
-        except Exception:
-            log.exception("run %s stays due", run["_id"])
+        except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
+            log.error("run %s stays due: %s", run["_id"], place(error))
         # Not at once: runs that cannot be handled would fill every batch and hide the others.
         await self._store.set_due(run, self._store.now() + STAYS_DUE)
 

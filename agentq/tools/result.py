@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
 
 from agentq.errors import ToolError
+from agentq.place import place
 
 ResultCode = Literal["ok", "unknown_tool", "not_permitted", "bad_arguments", "tool_error", "exception", "timeout"]
 
@@ -63,7 +63,7 @@ def failed(error: BaseException) -> Outcome:
         "exception",
         f"The tool failed with {told}. Do not repeat the same call; try another way, or say what could not be done.",
         began=True,
-        origin=_origin(error),
+        origin=place(error),
     )
 
 
@@ -97,16 +97,6 @@ def _fallback(value: Any) -> str:
     if type(value).__name__ == "ObjectId":
         return str(value)
     raise TypeError(f"the tool returned a {type(value).__name__}, which has no JSON form")
-
-
-def _origin(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return type(error).__name__
-    code = trace.tb_frame.f_code
-    return f"{type(error).__name__} at {Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name}"
 
 
 def _words(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from referencing import Registry
 
 from agentq.errors import ConfigError
+from agentq.place import place
 from agentq.tools.declare import Tool, ToolContext, declared_tool
 from agentq.tools.result import Outcome, ToolResult, failed, limit_bytes, not_begun, succeeded, timed_out
 from agentq.tools.threads import Refused, ThreadPool
@@ -85,9 +86,9 @@ class Toolbox:
         spec = spec or (tool.spec if tool else None)
         try:
             outcome = await self._outcome(name, tool, spec, arguments, context, allowed)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
             # Reached only through a fault of ours or a broken pinned schema; the run must still get its observation.
-            log.exception("the call of tool %r broke off", name)
+            log.error("the call of tool %r broke off: %s", name, place(error))
             outcome = failed(error)
         if outcome.code in ("exception", "timeout"):
             # Where, not what: an exception's words may quote what a person wrote.

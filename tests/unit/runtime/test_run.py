@@ -218,3 +218,18 @@ async def test_an_answer_for_a_waiting_caller_is_stored_when_the_run_ends() -> N
     world.store.runs["r1"]["reply"] = {"task_id": "t-1"}
     await world.run_all()
     assert world.replies == ["r1"]
+
+
+async def test_the_words_of_an_unexpected_error_are_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """They may quote what a person wrote: a log says where it happened and what class of error it was."""
+
+    def trip(_: object) -> str:
+        raise ValueError("CANARY: the customer's own words")
+
+    llm = ScriptedLlm().on("route", trip, ROUTE).on("turn", says("ok")).on("critique", ACCEPT)
+    world = World(llm)
+    world.submit()
+    await world.run_all()
+    assert world.run()["status"] == "succeeded"
+    assert "CANARY" not in caplog.text
+    assert "ValueError at test_run.py" in caplog.text
