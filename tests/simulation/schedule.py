@@ -57,7 +57,7 @@ class _Log:
     def warning(self, *_: Any) -> None:
         """Expected under faults."""
 
-    def exception(self, line: str, *args: Any) -> None:
+    def error(self, line: str, *args: Any) -> None:
         error = sys.exc_info()[1]
         if "fault of the tool runner" not in str(error):
             self.problems.append(f"unexpected {error!r}: {line % args}")
