@@ -61,6 +61,7 @@ from agentq.protocol import (
     Registered,
     Reply,
     Request,
+    hint_message,
     new_run,
     new_run_id,
     parse_request,
@@ -402,7 +403,7 @@ class Client:
                 log.warning("%d runs wait for the scheduler: %s", len(unheard), type(error).__name__)
 
     def _now(self) -> datetime:
-        return datetime.now(UTC) + self._connect().offset
+        return self._connect().now()
 
     def _db(self) -> Database[Doc]:
         return self._connect().db
@@ -490,6 +491,10 @@ class _Connected:
         self._producers: ProducerPool | None = None
         self._quiet_until = 0.0
 
+    def now(self) -> datetime:
+        """MongoDB's time, by the measurement at the start."""
+        return datetime.now(UTC) + self.offset
+
     def publishes(self) -> bool:
         """Is there a broker, and did it answer when we last asked?"""
         return self._celery is not None and time.monotonic() >= self._quiet_until
@@ -506,7 +511,7 @@ class _Connected:
                 self._producers = ProducerPool(connections, limit=10)
             with self._producers.acquire(block=True, timeout=BROKER_TIMEOUT_S) as producer:
                 self._celery.send_task(
-                    task_name(pool), kwargs={"hints": hints}, queue=pool, producer=producer, retry=False,
+                    task_name(pool), kwargs=hint_message(hints, self.now()), queue=pool, producer=producer, retry=False,
                     ignore_result=True, argsrepr="()", kwargsrepr=f"{{{len(hints)} hints}}",
                 )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - whatever a broker's library raises, the requests are accepted

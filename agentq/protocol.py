@@ -12,6 +12,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, NotRequired, cast
 
@@ -52,6 +53,12 @@ class Hint(NamedTuple):
 def task_name(pool: Pool) -> str:
     """The Celery task that carries hints for ``pool``; its queue has the pool's name."""
     return f"agentq.{pool}"
+
+
+def hint_message(hints: Sequence[Hint], at: datetime) -> dict[str, Any]:
+    """The keyword arguments of the task that carries hints; ``at``: MongoDB's time at publication, which tells how
+    long the queue is."""
+    return {"hints": hints, "at": int(at.timestamp() * 1000)}
 
 
 class Request(BaseModel):

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     flower: bool = Field(True, description="Whether `agentq up` starts Flower; default true.")
 
     lease_s: float = Field(30, ge=5, le=3600, description="A worker's right to a step, in seconds; default 30.")
+    drain_s: float = Field(
+        60, ge=0, le=3600, description="How long a worker that stops waits for its model calls, in seconds; default 60."
+    )
     max_attempts: int = Field(5, ge=1, description="Tries at a step before it is quarantined; default 5.")
     scheduler_interval_s: float = Field(
         0.5, gt=0, le=60, description="How often the scheduler looks for overdue runs, in seconds; default 0.5."

@@ -24,7 +24,7 @@ class Step(TypedDict):
     ``recovery`` says what a lost lease means: ``retry`` (no lasting effect, or a model call within the attempt
     budget), ``keyed`` (the callee honours our key), ``unsafe`` (wait for a person). ``hints`` counts how often the
     step was published (0: not yet), ``hinted_at`` when last. A step with ``not_before`` waits for the scheduler; one
-    with ``held`` waits for a person.
+    with ``held`` waits for a person. ``forgiven``: attempts before an operator's act, which count no more.
     """
 
     kind: StepKind
@@ -37,6 +37,7 @@ class Step(TypedDict):
     hinted_at: datetime
     not_before: NotRequired[datetime]
     held: NotRequired[str]
+    forgiven: NotRequired[int]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -83,6 +84,72 @@ class State(TypedDict):
     tools: list[str]  # names of the tools called, in order of completion
 
 
+@with_config(ConfigDict(extra="forbid"))
+class Start(TypedDict):
+    """From here a run goes on with this state and these open steps under the bundle ``hash``; before, it was ``was``
+    (None: the run begins here, as a fork does)."""
+
+    hash: str
+    was: str | None
+    state: State | None
+    steps: dict[str, Step]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Entry(TypedDict):
+    """One line of a run's journal: all from which ``agentq.engine.replay`` makes its state again.
+
+    An outcome (``reply`` or ``observed``) of a step, with the step's attempt and, in a run's first, when the run was
+    entered; or a ``start``; or ``stood_still_ms``: for so long the run was paused, and nobody's time ran.
+    """
+
+    at_ms: int
+    step: NotRequired[str]
+    attempt: NotRequired[int]
+    forgiven: NotRequired[int]
+    entered_ms: NotRequired[int]
+    reply: NotRequired[dict[str, Any]]
+    observed: NotRequired[dict[str, Any]]
+    start: NotRequired[Start]
+    stood_still_ms: NotRequired[int]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Quarantine(TypedDict):
+    """What a failed run leaves behind, so that it can be redriven: the step that could not be done (None where a limit
+    stopped the run after a step) with its cause, the ``others`` that were open, and which of those were ``leased``:
+    they may have taken effect. ``dropped``: a person has decided that nothing more is to be done."""
+
+    step_id: str | None
+    step: Step | None
+    code: str
+    message: str
+    others: dict[str, Step]
+    leased: list[str]
+    dropped: NotRequired[datetime]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Pause(TypedDict):
+    """Somebody stopped the run: no step of it starts, and its deadline does not come nearer."""
+
+    reason: str
+    at: datetime
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Refused(TypedDict):
+    """What is kept of a refused request: its size and hash, and its ``body`` (JSON text) where it was JSON of at most
+    256 KiB. ``run``: the run that was made of it later; ``dropped``: nothing more is to be done."""
+
+    code: str
+    bytes: int
+    sha256: str
+    body: NotRequired[str]
+    run: NotRequired[str]
+    dropped: NotRequired[datetime]
+
+
 class Usage(TypedDict, total=False):
     """What the run took so far; money in nano-dollars (1e-9 USD)."""
 
@@ -95,9 +162,11 @@ class Usage(TypedDict, total=False):
 
 
 class Waste(TypedDict, total=False):
-    """What was spent without being used: calls in flight in a dead process, work of a worker that lost its lease."""
+    """What was spent without being used: calls in flight in a dead process, calls cut short because nobody wanted
+    their answers any more (their cost is an estimate: the input), work of a worker that lost its lease."""
 
     lost_calls: int
+    cut_calls: int
     llm_calls: int
     cost_nano_usd: int
 
@@ -114,6 +183,15 @@ class Result(TypedDict):
     tools: list[str]
     revisions: int
     problems: list[str]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class BatchLine(TypedDict):
+    """Which line of which batch a run is."""
+
+    id: str
+    line: int
+    custom_id: str
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -140,7 +218,11 @@ class RunDoc(TypedDict):
     steps: dict[str, Step]
     leases: dict[str, Lease]
     receipts: dict[str, str]
-    quarantine: NotRequired[dict[str, Any]]
+    journal: NotRequired[list[Entry]]  # appended to, never rewritten; stores leave it out where it is not asked for
+    quarantine: NotRequired[Quarantine]
+    pause: NotRequired[Pause]
+    forked_from: NotRequired[dict[str, str]]  # {run, step}
+    refused: NotRequired[Refused]
     events: list[Event]
     audit: AuditHead
     usage: Usage
@@ -152,11 +234,14 @@ class RunDoc(TypedDict):
     error: dict[str, Any] | None
     cancel: dict[str, Any] | None  # {reason, at}: somebody asked for an end; the next commit or look makes it so
     reply: Reply | None
+    batch: NotRequired[BatchLine]
+    tally: NotRequired[bool]  # the bookkeeper has something to count
+    booked: NotRequired[dict[str, Any]]  # what it has counted, see agentq.engine.tally
 
 
 RUN: TypeAdapter[RunDoc] = TypeAdapter(RunDoc)
 
 __all__ = [
-    "RUN", "Acceptance", "AgentVisit", "Lease", "Message", "Recovery", "Result", "RunDoc", "State", "Step",
-    "StepKind", "ToolCall", "Usage", "Waste",
+    "RUN", "Acceptance", "AgentVisit", "Entry", "Lease", "Message", "Pause", "Quarantine", "Recovery", "Refused",
+    "Result", "RunDoc", "Start", "State", "Step", "StepKind", "ToolCall", "Usage", "Waste",
 ]  # fmt: skip

@@ -13,5 +13,5 @@ def register(app: Celery, host: EngineHost) -> None:
     """The task ``agentq.critic`` on the queue ``critic``."""
 
     @app.task(name="agentq.critic")
-    def criticise(hints: Any = None) -> None:
-        host.work("critic", hints)
+    def criticise(hints: Any = None, at: Any = None) -> None:
+        host.work("critic", hints, at)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from celery import Celery
 
 from agentq.group import Group
-from agentq.protocol import POOLS, Hint, Pool, task_name
+from agentq.protocol import POOLS, Hint, Pool, hint_message, task_name
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,9 @@ class HintPublisher:
     A broker that does not answer costs its time-out and a log line: the scheduler publishes again.
     """
 
-    def __init__(self, app: Celery, batch: int) -> None:
+    def __init__(self, app: Celery, batch: int, now: Callable[[], datetime]) -> None:
         self._app = app
+        self._now = now  # MongoDB's time
         self._thread = ThreadPoolExecutor(1, "hints")
         self._groups = {pool: Group(partial(self._send, pool), limit=batch) for pool in POOLS}
 
@@ -44,7 +46,7 @@ class HintPublisher:
 
     def _send_now(self, pool: Pool, hints: list[Hint]) -> None:
         self._app.send_task(
-            task_name(pool), kwargs={"hints": hints}, queue=pool, retry=False, argsrepr="()",
+            task_name(pool), kwargs=hint_message(hints, self._now()), queue=pool, retry=False, argsrepr="()",
             kwargsrepr=f"{{{len(hints)} hints}}",
         )  # fmt: skip
 
@@ -69,6 +71,13 @@ def parse_hints(value: Any) -> list[Hint]:
             case _:
                 raise ValueError("a hint is [run_id, step_id, attempt]")
     return hints
+
+
+def parse_time(value: Any) -> datetime | None:
+    """When a message of hints was published, from ``hint_message``'s milliseconds; None where it does not say."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 43:
+        return datetime.fromtimestamp(value / 1000, UTC)
+    return None
 
 
 def _plain(name: str) -> bool:

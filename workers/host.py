@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import socket
@@ -31,7 +32,7 @@ from agentq.store.mongo import MongoStore
 from config.catalog import Catalog, catalog_directories, load_catalog
 from config.settings import Settings
 from workers.failpoints import crash_point
-from workers.hints import HintPublisher, parse_hints
+from workers.hints import HintPublisher, parse_hints, parse_time
 from workers.replies import Replies
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class _Engine:
     catalog: Catalog
     publisher: HintPublisher
     client: Client
-    clock_task: asyncio.Task[None]
+    tasks: list[asyncio.Task[None]]
     lease_task: asyncio.Task[None]
     lease_loop: asyncio.AbstractEventLoop
     lease_store: MongoStore
@@ -70,15 +71,22 @@ class EngineHost:
         """The queues this worker consumes: the pools whose steps it may go on with in place."""
         self.pools = tuple(pool for pool in POOLS if pool in queues)
 
-    def work(self, pool: Pool, hints: Any) -> None:
+    def work(self, pool: Pool, hints: Any, at: Any = None) -> None:
         """Work off the hints of one message; returns when it is done. A malformed message is counted and dropped."""
+        engine = self.engine()
         try:
             parsed = parse_hints(hints)
         except ValueError as error:
+            self.count("malformed_messages")
             log.error("a message for %s was dropped: %s", pool, error)
             return
+        handling = engine.runtime.handle(pool, parsed, parse_time(at))
+        asyncio.run_coroutine_threadsafe(handling, engine.loop).result()
+
+    def count(self, what: str) -> None:
+        """Count something in this worker's sign of life."""
         engine = self.engine()
-        asyncio.run_coroutine_threadsafe(engine.runtime.handle(pool, parsed), engine.loop).result()
+        engine.loop.call_soon_threadsafe(engine.runtime.count, what)
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the engine's loop, from a Celery thread."""
@@ -118,20 +126,20 @@ class EngineHost:
         )
         keeper = LeaseKeeper(limits.lease_ms)
         mongo_url, broker_url = settings.mongo_url.get_secret_value(), self.app.conf.broker_url
-        publisher = HintPublisher(self.app, settings.hint_batch)
         replies = Replies(self.app, ThreadPoolExecutor(2, "replies"))
 
-        async def build() -> tuple[MongoStore, HttpLlm, Runtime, asyncio.Task[None]]:
+        async def build() -> tuple[MongoStore, HttpLlm, HintPublisher, Runtime, list[asyncio.Task[None]]]:
             store = MongoStore(mongo_url, settings.mongo_database)
             await store.open()
+            publisher = HintPublisher(self.app, settings.hint_batch, store.now)
             await store.register(list(catalog.bundles.values()))
             llm = HttpLlm(settings.providers())
             runtime = Runtime(
                 store, llm, catalog.toolbox, publisher, pools=self.pools, worker=worker_name(), keeper=keeper,
                 limits=limits, reply=replies, crash=crash_point(settings.failpoint),
             )  # fmt: skip
-            clock_task = asyncio.create_task(follow_clock(store))
-            return store, llm, runtime, clock_task
+            tasks = [asyncio.create_task(follow_clock(store)), asyncio.create_task(report(store, runtime))]
+            return store, llm, publisher, runtime, tasks
 
         async def follow_clock(store: MongoStore) -> None:
             while True:
@@ -139,23 +147,41 @@ class EngineHost:
                 with contextlib.suppress(AgentqError):
                     await store.sync_clock()
 
-        async def keep() -> tuple[MongoStore, asyncio.Task[None]]:
-            store = MongoStore(mongo_url, settings.mongo_database)
-            return store, asyncio.create_task(keeper.run(store))
+        async def report(store: MongoStore, runtime: Runtime) -> None:
+            """A sign of life every five seconds, and every half while there is something to tell."""
+            told: dict[str, Any] = {}
+            for beat in itertools.count():
+                if (news := runtime.report()) != told or beat % 10 == 0:
+                    with contextlib.suppress(AgentqError):
+                        await store.beat(f"worker:{worker_name()}", news)
+                        told = news
+                await asyncio.sleep(0.5)
 
-        store, llm, runtime, clock_task = asyncio.run_coroutine_threadsafe(build(), loop).result()
-        lease_store, lease_task = asyncio.run_coroutine_threadsafe(keep(), lease_loop).result()
+        async def keep(runtime: Runtime) -> tuple[MongoStore, asyncio.Task[None]]:
+            def cut(run_id: str) -> None:
+                loop.call_soon_threadsafe(runtime.cut, run_id)
+
+            store = MongoStore(mongo_url, settings.mongo_database)
+            return store, asyncio.create_task(keeper.run(store, cut))
+
+        store, llm, publisher, runtime, tasks = asyncio.run_coroutine_threadsafe(build(), loop).result()
+        lease_store, lease_task = asyncio.run_coroutine_threadsafe(keep(runtime), lease_loop).result()
         client = Client(mongo_url, broker_url, settings.mongo_database)
         _calm_the_collector()
         return _Engine(
-            os.getpid(), loop, runtime, store, llm, catalog, publisher, client, clock_task, lease_task, lease_loop,
+            os.getpid(), loop, runtime, store, llm, catalog, publisher, client, tasks, lease_task, lease_loop,
             lease_store,
         )  # fmt: skip
 
     def drain(self) -> None:
-        """The worker is to stop: finish the steps under way, hand on what follows."""
-        if self._engine is not None and self._engine.pid == os.getpid():
-            self._engine.loop.call_soon_threadsafe(self._engine.runtime.drain)
+        """The worker is to stop: hand back what has not begun, finish the steps under way, hand on what follows. Model
+        calls that take longer than ``drain_s`` are cut and repeated elsewhere."""
+        engine = self._engine
+        if engine is not None and engine.pid == os.getpid():
+            engine.loop.call_soon_threadsafe(engine.runtime.drain)
+            engine.loop.call_soon_threadsafe(
+                lambda: engine.loop.call_later(self.settings.drain_s, engine.runtime.cut)
+            )
 
     def stop(self) -> None:
         """After the last task: leases, model connections, tools, publisher, database, in this order."""
@@ -165,7 +191,8 @@ class EngineHost:
         self._engine = None
 
         async def close() -> None:
-            engine.clock_task.cancel()
+            for task in engine.tasks:
+                task.cancel()
             await engine.llm.close()
             engine.catalog.toolbox.close()
             await engine.store.close()

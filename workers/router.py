@@ -13,5 +13,5 @@ def register(app: Celery, host: EngineHost) -> None:
     """The task ``agentq.router`` on the queue ``router``."""
 
     @app.task(name="agentq.router")
-    def route(hints: Any = None) -> None:
-        host.work("router", hints)
+    def route(hints: Any = None, at: Any = None) -> None:
+        host.work("router", hints, at)

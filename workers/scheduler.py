@@ -34,7 +34,7 @@ async def run(settings: Settings) -> None:
     store = MongoStore(settings.mongo_url.get_secret_value(), settings.mongo_database)
     await store.open()
     threads = ThreadPoolExecutor(2, "scheduler")
-    publisher = HintPublisher(app, settings.hint_batch)
+    publisher = HintPublisher(app, settings.hint_batch, store.now)
     scheduler = Scheduler(
         store, publisher, BrokerEpoch(app, threads), name=worker_name(), reply=Replies(app, threads),
         max_attempts=settings.max_attempts, crash=crash_point(settings.failpoint),

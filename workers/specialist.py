@@ -13,5 +13,5 @@ def register(app: Celery, host: EngineHost) -> None:
     """The task ``agentq.specialist`` on the queue ``specialist``."""
 
     @app.task(name="agentq.specialist")
-    def take_turn(hints: Any = None) -> None:
-        host.work("specialist", hints)
+    def take_turn(hints: Any = None, at: Any = None) -> None:
+        host.work("specialist", hints, at)

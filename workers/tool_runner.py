@@ -13,5 +13,5 @@ def register(app: Celery, host: EngineHost) -> None:
     """The task ``agentq.tools`` on the queue ``tools``."""
 
     @app.task(name="agentq.tools")
-    def run_tools(hints: Any = None) -> None:
-        host.work("tools", hints)
+    def run_tools(hints: Any = None, at: Any = None) -> None:
+        host.work("tools", hints, at)

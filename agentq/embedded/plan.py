@@ -108,6 +108,7 @@ def _environment(settings: Settings, urls: dict[str, str]) -> dict[str, str]:
         for name, value in values.items()
         if value is not None
     }
+    text["drain_s"] = str(min(settings.drain_s, WORKER_GRACE_S - 5))
     return {f"AGENTQ_{name.upper()}": value for name, value in {**text, **urls}.items()} | {"AGENTQ_CONFIG": ""}
 
 

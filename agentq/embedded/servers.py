@@ -137,7 +137,7 @@ def start_redis(
 
     Raises ConfigError without a binary, Unavailable (quoting the log) when it ends or does not answer in time.
     """
-    return _start(
+    return start_server(
         "redis",
         port,
         log_file or directory / "redis.log",
@@ -233,7 +233,7 @@ def start_mongod(
 
     Raises ConfigError without a binary, Unavailable (quoting the log) when it ends or is not primary in time.
     """
-    return _start(
+    return start_server(
         "mongodb",
         port,
         log_file or directory.with_name(directory.name + ".log"),
@@ -272,7 +272,7 @@ def _mongod_complaint(line: str) -> str:
     return f"{entry['msg']}: {entry.get('attr', {}).get('error', '')}".strip(": ") if entry.get("s") in "EF" else ""
 
 
-def _start(
+def start_server(
     name: str,
     port: int,
     log_file: Path,
@@ -282,6 +282,7 @@ def _start(
     url: Callable[[int], str],
     answers: Callable[[str, int], bool],
 ) -> Server:
+    """Start a server and wait until ``answers(url, pid)``; port 0 tries free ones. Raises ``Unavailable``."""
     for tries_left in reversed(range(_PORT_TRIES)):
         chosen = port or free_port()
         log_start = log_file.stat().st_size if log_file.exists() else 0
@@ -291,7 +292,7 @@ def _start(
             return server
         server.kill()
         tail = complaints(log_file, log_start)
-        lost_the_port = "ddress already in use" in tail
+        lost_the_port = "ddress already in use" in tail or "eaddrinuse" in tail
         if not (lost_the_port and port == 0 and tries_left):
             break
     raise Unavailable(

@@ -18,14 +18,16 @@ from agentq.engine.decision import (
     Opening,
     Outcome,
     Replied,
+    entry_of,
     event,
     fresh_state,
+    tries,
 )
 from agentq.engine.nodes import ON_REPLY, Progress, enter, number, on_tool
 from agentq.protocol import NewEvent, sha256
 from schemas.catalog import END, Bundle
 from schemas.chat import Message
-from schemas.run import Result, RunDoc, State, Step, Usage
+from schemas.run import Quarantine, Result, RunDoc, State, Step, Usage
 
 MAX_BACKOFF_S = 60.0
 
@@ -55,8 +57,10 @@ def advance(bundle: Bundle, run: RunDoc, step_id: str, outcome: Outcome, max_att
     else:
         progress = ON_REPLY[step["kind"]](bundle, run, step_id, step, outcome)
     if run["cancel"] is not None:  # what was done is told and charged all the same
-        return replace(cancel(run, outcome.at_ms, usage, progress.events), state=progress.state)
-    return _conclude(bundle, run, step_id, progress, usage, outcome.at_ms)
+        return cancel(run, outcome.at_ms, usage, progress.events)
+    return replace(
+        _conclude(bundle, run, step_id, progress, usage, outcome.at_ms), entry=entry_of(run, step_id, outcome)
+    )
 
 
 def _account(usage: Usage, outcome: Replied | Observed) -> Usage:
@@ -77,14 +81,14 @@ def _conclude(bundle: Bundle, run: RunDoc, step_id: str, progress: Progress, usa
     """From a node's progress to the run's decision: end, stop by budget, go to the next node, or open steps."""
     state, opened = progress.state, progress.opened
     if progress.stop:
-        return stop(run, state, usage, progress.stop, at_ms, progress.events)
+        return stop(run, state, usage, progress.stop, at_ms, progress.events, step_id)
     if progress.go == END:
         return _succeed(run, state, usage, at_ms, progress.events)
     if progress.go is not None:
         state, opening = enter(bundle, run, state, progress.go, at_ms)
         state, opened = number(state, [opening])
     if opened and (reason := budget.run_exhausted(bundle, run, usage, at_ms)):
-        return stop(run, state, usage, reason, at_ms, progress.events)
+        return stop(run, state, usage, reason, at_ms, progress.events, step_id)
     closed = () if step_id in opened else (step_id,)
     return Decision(progress.events, state=state, usage=usage, closed=closed, opened=opened, status="running")
 
@@ -123,8 +127,17 @@ def _total(usage: Usage) -> dict[str, int]:
     return {"cost_nano_usd": usage.get("cost_nano_usd", 0), "llm_calls": usage.get("llm_calls", 0)}
 
 
-def stop(run: RunDoc, state: State, usage: Usage, reason: str, at_ms: int, events: list[NewEvent]) -> Decision:
-    """A limit is reached: the best draft so far is the answer, and the result says so; no draft is a failed run."""
+def stop(
+    run: RunDoc,
+    state: State,
+    usage: Usage,
+    reason: str,
+    at_ms: int,
+    events: list[NewEvent],
+    done: str | None = None,
+) -> Decision:
+    """A limit is reached: the best draft so far is the answer, and the result says so; no draft is a failed run that
+    keeps its open steps, but for the one that is ``done``."""
     if (draft := state["draft"]) is not None:
         state = {**state, "acceptance": "budget"}
         result: Result = {**_result(state, draft), "reason": reason}
@@ -138,23 +151,45 @@ def stop(run: RunDoc, state: State, usage: Usage, reason: str, at_ms: int, event
     error = {
         "code": "budget_exhausted",
         "message": f"The run reached its limit {reason} before there was a draft.",
-        "hint": "Raise the limit in the workflow, the agent or the request, and submit again.",
+        "hint": f"Raise it for this run with 'agentq dlq edit {run['_id']} --limit NAME=VALUE'.",
     }
     ended = event("run.failed", at_ms, None, code=error["code"], reason=reason, **_total(usage))
+    kept, unclaimed = _kept(run, done, error["code"], error["message"])
     return Decision(
-        [*events, ended], state=state, usage=usage, closed=tuple(run["steps"]), status="failed", error=error
-    )
+        [*events, ended], state=state, usage=usage, closed=tuple(run["steps"]), status="failed", error=error,
+        quarantine=kept, unclaimed=unclaimed,
+    )  # fmt: skip
+
+
+def _kept(run: RunDoc, gone: str | None, code: str, message: str) -> tuple[Quarantine, tuple[str, ...]]:
+    """What a failed run leaves behind, but for the step ``gone``; and the steps of which it must be certain that nobody
+    has claimed them since the run was read, because their effect must not happen twice."""
+    others = {key: step for key, step in run["steps"].items() if key != gone}
+    doubtful = [
+        key
+        for key, step in others.items()
+        if step["recovery"] == "unsafe" and key not in run["leases"] and "held" not in step and "not_before" not in step
+    ]
+    kept: Quarantine = {
+        "step_id": None,
+        "step": None,
+        "code": code,
+        "message": message,
+        "others": others,
+        "leased": sorted(key for key in others if key in run["leases"]),
+    }
+    return kept, tuple(doubtful)
 
 
 def _failed(run: RunDoc, step_id: str, step: Step, outcome: Failed, max_attempts: int) -> Decision:
     """Another attempt later, or quarantine when attempts are used up or more would not help."""
-    attempt = step["attempt"]
+    attempt, tried = step["attempt"], tries(step)
     if step["recovery"] == "unsafe":  # it may have taken effect before it failed: a person must look
         failed = event("step.failed", outcome.at_ms, step_id, code=outcome.code, attempt=attempt)
         return _hold(run, step_id, [failed], outcome.at_ms)
-    if not outcome.retryable or attempt >= max_attempts:
+    if not outcome.retryable or tried >= max_attempts:
         return quarantine(run, step_id, outcome.code, outcome.message, outcome.at_ms)
-    delay_s = max(outcome.retry_after_s or 0.0, backoff_s(run["_id"], step_id, attempt))
+    delay_s = max(outcome.retry_after_s or 0.0, backoff_s(run["_id"], step_id, tried))
     failed = event(
         "step.failed", outcome.at_ms, step_id, code=outcome.code, attempt=attempt, retry_in_ms=int(delay_s * 1000)
     )
@@ -174,8 +209,9 @@ def _hold(run: RunDoc, step_id: str, events: list[NewEvent], at_ms: int) -> Deci
 
 def _again(step: Step, attempt: int, delay_s: float = 0.0, held: str | None = None) -> Opening:
     return Opening(
-        step["kind"], step["pool"], step.get("node", ""), step["recovery"], step["payload"], attempt, delay_s, held
-    )
+        step["kind"], step["pool"], step.get("node", ""), step["recovery"], step["payload"], attempt, delay_s, held,
+        forgiven=step.get("forgiven", 0),
+    )  # fmt: skip
 
 
 def backoff_s(run_id: str, step_id: str, attempt: int) -> float:
@@ -191,12 +227,15 @@ def quarantine(run: RunDoc, step_id: str, code: str, message: str, at_ms: int) -
         "message": message,
         "hint": f"Step {step_id} is quarantined; 'agentq show {run['_id']}' tells what was tried.",
     }
-    kept = {"step_id": step_id, "step": run["steps"][step_id], "code": code, "message": message}
+    others, unclaimed = _kept(run, step_id, code, message)
+    kept: Quarantine = {**others, "step_id": step_id, "step": run["steps"][step_id]}
     events = [
         event("step.quarantined", at_ms, step_id, code=code, attempt=run["steps"][step_id]["attempt"]),
         event("run.failed", at_ms, None, code=code, **_total(run["usage"])),
     ]
-    return Decision(events, closed=tuple(run["steps"]), status="failed", error=error, quarantine=kept)
+    return Decision(
+        events, closed=tuple(run["steps"]), status="failed", error=error, quarantine=kept, unclaimed=unclaimed
+    )
 
 
 def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
@@ -209,13 +248,10 @@ def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
     waste = {"lost_calls": 1}
     if step["recovery"] == "unsafe":
         return replace(_hold(run, step_id, [gone], at_ms), waste=waste)
-    if step["attempt"] >= max_attempts:
+    if tries(step) >= max_attempts:
         message = f"The workers of step {step_id} died or lost it {max_attempts} times."
         ended = quarantine(run, step_id, "attempts_exhausted", message, at_ms)
-        return Decision(
-            [gone, *ended.events], closed=ended.closed, status="failed", error=ended.error,
-            quarantine=ended.quarantine, waste=waste,
-        )  # fmt: skip
+        return replace(ended, events=[gone, *ended.events], waste=waste)
     return Decision([gone], opened={step_id: _again(step, step["attempt"] + 1)}, waste=waste)
 
 
@@ -245,5 +281,6 @@ def cancel(run: RunDoc, at_ms: int, usage: Usage | None = None, events: Sequence
 
 def expire(run: RunDoc, at_ms: int) -> Decision:
     """The run's deadline has passed while it waited: the best draft so far, or a failed run."""
-    state = run["state"] if run["state"] is not None else fresh_state([])
-    return stop(run, state, run["usage"], "max_wall_s", at_ms, [])
+    if run["state"] is None:  # it never began, and may still do so in another life
+        return replace(stop(run, fresh_state([]), run["usage"], "max_wall_s", at_ms, []), state=None)
+    return stop(run, run["state"], run["usage"], "max_wall_s", at_ms, [])

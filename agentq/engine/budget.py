@@ -18,6 +18,8 @@ def run_exhausted(bundle: Bundle, run: RunDoc, usage: Usage, at_ms: int) -> str 
         return "max_tokens"
     if usage.get("cost_nano_usd", 0) + run["waste"].get("cost_nano_usd", 0) >= cost_limit:
         return "max_cost_usd"
+    if "pause" in run:  # since then the deadline has not come nearer
+        at_ms = min(at_ms, int(run["pause"]["at"].timestamp() * 1000))
     if at_ms >= run["deadline_at"].timestamp() * 1000:
         return "max_wall_s"
     return None

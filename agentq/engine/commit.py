@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from agentq.engine.decision import Decision, Opening
+from agentq.engine.decision import Decision, Opening, paused
 from agentq.protocol import HINT_GRACE, Event, Hint, Pool, chain
-from schemas.run import Lease, RunDoc, Step, Waste
+from schemas.run import Entry, Lease, RunDoc, Step, Waste
+
+
+PAUSED_LOOK = timedelta(hours=1)  # how often the scheduler looks at a paused run on which nobody works
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class Commit:
     of ``step_id`` still carries ``token`` (``lapsed``: and has run out by MongoDB's clock), and the steps in
     ``unclaimed`` have no lease.
 
-    ``after`` is the run as the write leaves it, except for lease times, which MongoDB's clock sets.
+    ``after`` is the run as the write leaves it, except for lease times, which MongoDB's clock sets, and without its
+    journal, to which ``entry`` is appended.
     """
 
     run_id: str
@@ -44,6 +48,9 @@ class Commit:
     state_changes: dict[str, Any] | None = None  # fields of the state that differ; None: the state is written whole
     waste: Mapping[str, int] = field(default_factory=dict)  # added up by the server: others may count at the same time
     trimmed: bool = False  # ``after["events"]`` replaces the stored ones: the others are in the audit collection
+    entry: Entry | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)  # what an operator's act sets besides, and drops
+    drops: tuple[str, ...] = ()
 
 
 def plan(
@@ -61,6 +68,8 @@ def plan(
     """Apply ``decision`` to ``run``. ``now``: MongoDB's time; ``copied``: the last audit event that is copied out."""
     events, head = chain(run["_id"], run["audit"], decision.events)
     opened = {key: _step(opening, now) for key, opening in decision.opened.items()}
+    if paused(run) and "pause" not in decision.drops:  # nobody is told before the run is resumed
+        opened = {key: {**step, "hints": 0} for key, step in opened.items()}
     grants = dict(grants or {})
     gone = {*decision.closed, *opened}
     steps = {key: step for key, step in run["steps"].items() if key not in gone} | opened
@@ -80,7 +89,8 @@ def plan(
         after["state"] = decision.state
     if decision.usage is not None:
         after["usage"] = decision.usage
-    after["status"] = _status(decision.status or run["status"], steps)
+    _apply_fields(after, decision)
+    after["status"] = _status(decision.status or run["status"], after)
     if decision.waste:
         after["waste"] = cast(Waste, add(cast(dict[str, int], run["waste"]), decision.waste))
     if decision.quarantine is not None:
@@ -89,6 +99,8 @@ def plan(
         after["receipts"] = {**run["receipts"], step_id: token}
     if decision.ends:
         after["result"], after["error"], after["ended_at"] = decision.result, decision.error, now
+        if "batch" in run:
+            after["tally"] = True  # the bookkeeper has a line to count
     after["next_due"] = _next_due(run["next_due"], after, now)
     return Commit(
         run["_id"],
@@ -101,11 +113,21 @@ def plan(
         step_id,
         token,
         lapsed,
-        unclaimed,
+        (*unclaimed, *decision.unclaimed),
         state_changes=_state_changes(run, after),
         waste=decision.waste,
         trimmed=len(kept) < len(run["events"]),
+        entry=decision.entry,
+        fields=decision.fields,
+        drops=decision.drops,
     )
+
+
+def _apply_fields(after: RunDoc, decision: Decision) -> None:
+    loose = cast("dict[str, Any]", after)
+    loose |= decision.fields
+    for name in (*decision.drops, "journal"):
+        loose.pop(name, None)
 
 
 def _state_changes(run: RunDoc, after: RunDoc) -> dict[str, Any] | None:
@@ -117,9 +139,13 @@ def _state_changes(run: RunDoc, after: RunDoc) -> dict[str, Any] | None:
     return {name: value for name, value in now.items() if name not in before or before[name] is not value}
 
 
-def _status(status: str, steps: dict[str, Step]) -> str:
-    """A live run whose every open step is held waits for a person."""
+def _status(status: str, after: RunDoc) -> str:
+    """A live run that was paused stays so until somebody resumes it; one whose every open step is held waits for a
+    person."""
+    if status in ("queued", "running", "waiting", "paused") and paused(after):
+        return "paused"
     if status in ("running", "waiting"):
+        steps = after["steps"]
         return "waiting" if steps and all("held" in step for step in steps.values()) else "running"
     return status
 
@@ -140,6 +166,8 @@ def _step(opening: Opening, now: datetime) -> Step:
         step["not_before"] = now + timedelta(seconds=opening.delay_s)
     if opening.node:
         step["node"] = opening.node
+    if opening.forgiven:
+        step["forgiven"] = opening.forgiven
     return step
 
 
@@ -166,6 +194,9 @@ def due(run: RunDoc, now: datetime) -> datetime:
     once more, until its audit events are copied out and its reply is stored."""
     if not run["steps"]:
         return now + HINT_GRACE
+    if paused(run):
+        ends = [step_due(step, run["leases"][key]) for key, step in run["steps"].items() if key in run["leases"]]
+        return min([now + PAUSED_LOOK, *(moment for moment in ends if moment is not None)])
     dues = [step_due(step, run["leases"].get(key)) for key, step in run["steps"].items()]
     return min([run["deadline_at"], *(moment for moment in dues if moment is not None)])
 
@@ -188,6 +219,8 @@ def _next_due(before: datetime | None, run: RunDoc, now: datetime) -> datetime:
 
 def hints(commit: Commit) -> list[tuple[Pool, Hint]]:
     """What to publish after the commit: opened steps that may be claimed at once and that nobody holds."""
+    if paused(commit.after):
+        return []
     return [
         (step["pool"], Hint(commit.run_id, key, step["attempt"]))
         for key, step in commit.opened.items()

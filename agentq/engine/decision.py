@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentq.protocol import TERMINAL, NewEvent, Pool
 from schemas.chat import Message
 from schemas.llm import LlmReply
-from schemas.run import Recovery, Result, RunDoc, State, StepKind, Usage
+from schemas.run import Entry, Quarantine, Recovery, Result, RunDoc, State, Step, StepKind, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,16 @@ class Opening:
     delay_s: float = 0.0
     held: str | None = None
     hints: int = 1
+    forgiven: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """The whole effect of one outcome (or of an operator's or the scheduler's act) on a run.
 
-    ``closed`` steps are gone after it, with their leases; ``opened`` are there. ``status`` stays if None.
+    ``closed`` steps are gone after it, with their leases; ``opened`` are there. ``status`` stays if None. ``entry`` goes
+    into the run's journal. An operator's act sets other ``fields`` of the run and ``drops`` optional ones. The decision
+    holds only while the steps in ``unclaimed`` have no lease.
     """
 
     events: list[NewEvent]
@@ -78,8 +82,12 @@ class Decision:
     status: str | None = None
     result: Result | None = None
     error: dict[str, Any] | None = None
-    quarantine: dict[str, Any] | None = None
+    quarantine: Quarantine | None = None
     waste: dict[str, int] = field(default_factory=dict)
+    entry: Entry | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    drops: tuple[str, ...] = ()
+    unclaimed: tuple[str, ...] = ()
 
     @property
     def ends(self) -> bool:
@@ -115,3 +123,44 @@ def state_of(run: RunDoc) -> State:
     state = run["state"]
     assert state is not None, "the run has not been entered"
     return state
+
+
+def paused(run: RunDoc) -> bool:
+    """Has somebody stopped the run? Then no step of it may start; what is being worked on is finished."""
+    return "pause" in run
+
+
+def tries(step: Step) -> int:
+    """The number of the try at a step that counts against its limit: an operator's act forgives those before it."""
+    return step["attempt"] - step.get("forgiven", 0)
+
+
+def entry_of(run: RunDoc, step_id: str, outcome: Replied | Observed) -> Entry:
+    """What the journal keeps of an outcome; ``outcome_of`` gives it back."""
+    step = run["steps"][step_id]
+    entry: Entry = {"at_ms": outcome.at_ms, "step": step_id, "attempt": step["attempt"]}
+    if "forgiven" in step:
+        entry["forgiven"] = step["forgiven"]
+    if not run["usage"]:  # the run's first: what it was entered with is nowhere else
+        visit = state_of(run)["visits"].get(step.get("node", ""))
+        entry["entered_ms"] = visit["since_ms"] if visit else outcome.at_ms
+    if isinstance(outcome, Observed):
+        entry["observed"] = {
+            "ok": outcome.ok, "code": outcome.code, "content": outcome.content, "unknown": outcome.unknown,
+            "latency_ms": outcome.latency_ms,
+        }  # fmt: skip
+        return entry
+    reply = outcome.reply
+    entry["reply"] = {
+        "text": reply.text, "tool_calls": reply.tool_calls, "finish": reply.finish, "usage": reply.usage,
+        "cost_nano_usd": reply.cost_nano_usd, "model": reply.model, "latency_ms": reply.latency_ms,
+        "provider_id": reply.provider_id,
+    }  # fmt: skip
+    return entry
+
+
+def outcome_of(entry: Entry) -> Replied | Observed:
+    """The outcome that an entry of the journal was made of."""
+    if "observed" in entry:
+        return Observed(**entry["observed"], at_ms=entry["at_ms"])
+    return Replied(LlmReply(**entry["reply"]), entry["at_ms"])

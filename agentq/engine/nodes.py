@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from agentq.engine import budget, parse, prompts
-from agentq.engine.decision import Observed, Opening, Replied, event, state_of
+from agentq.engine.decision import Observed, Opening, Replied, event, state_of, tries
 from agentq.protocol import NewEvent, sha256
 from schemas.catalog import AgentNode, AgentSpec, Bundle, CriticNode, RouteNode, ToolNode
 from schemas.chat import Message, ToolCall
@@ -204,10 +204,11 @@ def _may_have_happened(visit: AgentVisit, call: ToolCall) -> bool:
 def on_tool(bundle: Bundle, run: RunDoc, step_id: str, step: Step, outcome: Observed) -> Progress:
     """A tool's result: kept until all parallel calls are in, then the agent's next turn; or a tool node is done."""
     state, name, payload = state_of(run), step["node"], step["payload"]
-    if outcome.unknown and step["recovery"] == "keyed" and step["attempt"] < MAX_KEYED_ATTEMPTS:
+    if outcome.unknown and step["recovery"] == "keyed" and tries(step) < MAX_KEYED_ATTEMPTS:
         again = Opening(
-            "tool", "tools", name, "keyed", payload, attempt=step["attempt"] + 1, delay_s=float(step["attempt"])
-        )
+            "tool", "tools", name, "keyed", payload, attempt=step["attempt"] + 1, delay_s=float(tries(step)),
+            forgiven=step.get("forgiven", 0),
+        )  # fmt: skip
         tried = event("tool.retried", outcome.at_ms, step_id, tool=payload["name"], code=outcome.code)
         return Progress(state, [tried], opened={step_id: again})
     tool = bundle.tools.get(payload["name"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from agentq.engine.advance import cancel, expire, hint_again, lost, wake
-from agentq.engine.commit import step_due
-from agentq.engine.decision import Decision
-from schemas.run import RunDoc
+from agentq.engine.commit import due, step_due
+from agentq.engine.decision import Decision, paused
+from agentq.protocol import Pool
+from schemas.run import RunDoc, Step
+
+HEARD_MARGIN = timedelta(seconds=2)  # a step is stored a moment before its hint is published
+PATIENCE = (timedelta(seconds=5), timedelta(seconds=60))  # at least and at most until a waiting hint is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +27,56 @@ class Act:
     unclaimed: tuple[str, ...] = ()
 
 
-def look(run: RunDoc, now: datetime, max_attempts: int) -> Act | None:
-    """The next act for a live run, None if nothing is due. Call again on the run as the act leaves it.
+def look(run: RunDoc, now: datetime, max_attempts: int, heard: Mapping[Pool, datetime]) -> Act | None:
+    """The next act for a live run, None if nothing is to be done. Call again on the run as the act leaves it.
 
     A run is cancelled at once, whoever works on it; past its deadline, a step that is being worked on may finish.
+    ``heard``: up to which time of publication each pool's queue has been heard. A hint that is older and led to no
+    claim is lost; a younger one still waits in its queue, and publishing it again would only make that longer.
     """
     at_ms = int(now.timestamp() * 1000)
     if run["cancel"] is not None:
         return Act(cancel(run, at_ms))
-    if now >= run["deadline_at"] and not _worked_on(run, now):
+    if now >= run["deadline_at"] and not _worked_on(run, now) and not paused(run):
         return Act(expire(run, at_ms))
     for step_id, step in run["steps"].items():
         lease = run["leases"].get(step_id)
-        due = step_due(step, lease)
-        if due is None or due > now:
+        moment = step_due(step, lease)
+        if moment is None or moment > now or (lease is None and paused(run)):
             continue
         if lease is not None:
             return Act(lost(run, step_id, max_attempts, at_ms), step_id, lease["token"], lapsed=True)
+        if _waits_in_its_queue(step, heard):
+            continue
         act = wake if "not_before" in step else hint_again
         return Act(act(run, step_id), unclaimed=(step_id,))
     return None
+
+
+def _waits_in_its_queue(step: Step, heard: Mapping[Pool, datetime]) -> bool:
+    told = "not_before" not in step and step["hints"] > 0
+    return told and (step["pool"] not in heard or heard[step["pool"]] < step["hinted_at"] + HEARD_MARGIN)
+
+
+def unheard(run: RunDoc, now: datetime) -> set[Pool]:
+    """The pools in whose queues hints of the run should have been heard by now."""
+    return {
+        step["pool"]
+        for step_id, step in run["steps"].items()
+        if step_id not in run["leases"] and step["hints"] > 0 and "not_before" not in step
+        if (moment := step_due(step, None)) is not None and moment <= now
+    }
+
+
+def look_again(run: RunDoc, now: datetime) -> datetime:
+    """When to look next at a run about which nothing is to be done now. The longer a hint has waited, the longer it
+    may still wait: looking costs little in all, however long the queue."""
+    wanted = due(run, now)
+    if wanted > now or not (waiting := unheard(run, now)):
+        return wanted
+    least, most = PATIENCE
+    age = now - min(step["hinted_at"] for step in run["steps"].values() if step["pool"] in waiting)
+    return now + min(max(age / 2, least), most)
 
 
 def _worked_on(run: RunDoc, now: datetime) -> bool:

@@ -12,6 +12,9 @@ from agentq.store.api import Held, Store
 
 log = logging.getLogger(__name__)
 
+WATCH_EVERY_S = 0.4  # a cancelled run's model calls are cut within a second
+WATCH_AFTER_S = 0.3  # most steps are over before; nobody asks about them
+
 
 class LeaseKeeper:
     """Renews the leases this process holds, in thirds of the lease time.
@@ -26,6 +29,12 @@ class LeaseKeeper:
         self._since: dict[Held, float] = {}
         self._lost: set[Held] = set()
         self._lock = threading.Lock()
+
+    def held_for(self, seconds: float) -> set[str]:
+        """The runs of which leases have been held that long."""
+        before = self._monotonic() - seconds
+        with self._lock:
+            return {held.run_id for held, since in self._since.items() if since <= before}
 
     def now(self) -> float:
         """Monotonic seconds, as ``add`` takes them."""
@@ -66,11 +75,18 @@ class LeaseKeeper:
                 elif held in self._since:
                     self._since[held] = now
 
-    async def run(self, store: Store) -> None:
-        """Renew until cancelled. Whatever fails is tried again: the leases may still hold."""
+    async def watch(self, store: Store, on_stopped: Callable[[str], None]) -> None:
+        """Tell which of the runs that are worked on were cancelled or have ended: their model calls are of no use."""
+        if (run_ids := self.held_for(WATCH_AFTER_S)) and (stopped := await store.stopped(run_ids)):
+            for run_id in stopped:
+                on_stopped(run_id)
+
+    async def run(self, store: Store, on_stopped: Callable[[str], None]) -> None:
+        """Renew and watch until cancelled. Whatever fails is tried again: the leases may still hold."""
         while True:
-            await asyncio.sleep(self.lease_ms / 6000)
+            await asyncio.sleep(min(self.lease_ms / 6000, WATCH_EVERY_S))
             try:
                 await self.renew_due(store)
+                await self.watch(store, on_stopped)
             except Exception as error:  # noqa: BLE001 - ending here would lose every lease of the process, in silence
                 log.warning("leases could not be renewed: %s", type(error).__name__)

@@ -6,17 +6,22 @@ import asyncio
 import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from agentq.engine import advance, commit
 from agentq.engine.commit import Commit, Grant
-from agentq.engine.decision import Decision, Failed, Outcome, Replied
-from agentq.engine.effects import effect
+from agentq.engine.decision import Decision, Failed, Outcome, Replied, paused
+from agentq.engine.effects import ToolCallEffect, effect
 from agentq.errors import AgentqError, Unavailable
-from agentq.llm.types import Llm
+from agentq.llm.types import Llm, LlmCall
+from agentq.llm.wire import estimate_input
 from agentq.place import place
 from agentq.protocol import Hint, Pool
+from agentq.runtime.hearing import Hearing
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.perform import perform
 from agentq.store.api import Held, Store, Verdict
@@ -104,26 +109,79 @@ class Runtime:
         self._prefix = os.urandom(6).hex()
         self._count = itertools.count()
         self._draining = False
+        self._waiting = 0  # hints without a slot
+        self._calls: dict[Held, asyncio.Task[Any]] = {}  # model calls under way, each in a task of its own
+        self._cuts: dict[Held, Failed | None] = {}
+        self._hearing = Hearing()
+        self._told: Counter[str] = Counter()
 
     def drain(self) -> None:
-        """Stop going on in place: steps under way are finished, what follows is published for other workers."""
+        """Stop going on in place, and hand hints that have no slot yet to other workers at once. Steps under way are
+        finished; what follows them is published."""
         self._draining = True
+        for _ in range(self._waiting):
+            self._room.release()
 
-    async def handle(self, pool: Pool, hints: Sequence[Hint]) -> None:
-        """Work off the hints of one message; returns when their steps (and what was done in place) are committed."""
+    def cut(self, run_id: str | None = None) -> None:
+        """Close the connections of model calls under way: of a run that was cancelled or has ended, whose answers
+        nobody wants, or (None) of all, because this process has no more time; then other workers repeat them."""
+        for held, task in self._calls.items():
+            if run_id in (None, held.run_id) and held not in self._cuts:
+                stopped = Failed("worker_stopped", "The worker was stopped in mid-call.", True, None, self._now_ms())
+                self._cuts[held] = stopped if run_id is None else None
+                task.cancel()
+
+    def report(self) -> dict[str, Any]:
+        """What a worker's sign of life tells (``Store.beat``): its pools, steps in flight, hints without a slot, what
+        it heard of the queues, and counts since its start."""
+        return {
+            "kind": "worker", "pools": sorted(self._pools), "in_flight": len(self._working), "waiting": self._waiting,
+            "queues": self._hearing.report(), "counts": dict(self._told),
+        }  # fmt: skip
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Count something that a person may want to know of; shown by ``report``."""
+        self._told[what] += times
+
+    async def handle(self, pool: Pool, hints: Sequence[Hint], at: datetime | None = None) -> None:
+        """Work off the hints of one message; returns when their steps (and what was done in place) are committed.
+
+        ``at``: when the message was published, if it says so.
+        """
         if pool not in self._pools:
             log.warning("hints for the pool %s came to a worker that does not serve it", pool)
-        await asyncio.gather(*(self._from_hint(hint) for hint in hints))
+        self._told["hints"] += len(hints)
+        number = self._hearing.received(pool, at) if at is not None and hints else None
+        last = len(hints) - 1  # slots are given in order: the last hint's claim is the message's last
+        try:
+            await asyncio.gather(
+                *(self._from_hint(pool, hint, number if index == last else None) for index, hint in enumerate(hints))
+            )
+        finally:
+            self._hearing.forget(number)
 
-    async def _from_hint(self, hint: Hint) -> None:
-        """One hint. A failure of the outside leaves the step to its lease and the scheduler; nothing is raised."""
+    async def _from_hint(self, pool: Pool, hint: Hint, message: int | None) -> None:
+        """One hint. A failure of the outside leaves the step to its lease and the scheduler; nothing is raised.
+
+        ``message``: the number of the message whose last hint this is.
+        """
+        self._waiting += 1
         await self._room.acquire()
+        self._waiting -= 1
+        if self._draining:
+            self._room.release()
+            await self._publish([(pool, hint)])
+            return
         held = Held(hint.run_id, hint.step_id, self._token())
         self._begin(held)
         try:
             self._crash("before_claim")
             run = await self.store.claim(hint, self._grant(held.token))
-            if run is not None:
+            if message is not None:
+                self._hearing.begun(message, self.store.now())
+            if run is None:
+                self._told["hints_without_a_step"] += 1
+            else:
                 await self._go_on(await self._carry(run, hint.step_id), [held])
         except AgentqError as error:
             log.warning("step %s of run %s is left to the scheduler: %s", hint.step_id, hint.run_id, error.code)
@@ -192,7 +250,9 @@ class Runtime:
                 log.warning("lease of step %s of run %s lost before its effect", held.step_id, held.run_id)
                 return []
             wanted = effect(carried.bundle, carried.run, held.step_id)
-            outcome = await perform(wanted, carried.run, held.step_id, self._llm, self._toolbox, self._now_ms)
+            outcome = await self._perform(wanted, carried.run, held)
+            if outcome is None:
+                return []
             self._crash("after_effect")
             async with carried.lock:
                 planned = await self._commit(carried, held, outcome)
@@ -209,6 +269,25 @@ class Runtime:
                 self._end(next_held)
             raise
         return granted
+
+    async def _perform(self, wanted: LlmCall | ToolCallEffect, run: RunDoc, held: Held) -> Outcome | None:
+        """The outcome of the effect; None if nobody wants it any more. Only model calls can be cut: a tool that has
+        begun is left to end, because half an effect is worse than a late one."""
+        task = asyncio.current_task()
+        if task is not None and isinstance(wanted, LlmCall):
+            self._calls[held] = task
+        try:
+            return await perform(wanted, run, held.step_id, self._llm, self._toolbox, self._now_ms)
+        except asyncio.CancelledError:
+            if task is None or not isinstance(wanted, LlmCall) or held not in self._cuts:
+                raise
+            task.uncancel()
+            cost = wanted.model.cost_nano_usd(estimate_input(wanted), 0)
+            await self._book(held.run_id, {"cut_calls": 1, "cost_nano_usd": cost})
+            return self._cuts[held]
+        finally:
+            self._calls.pop(held, None)
+            self._cuts.pop(held, None)
 
     async def _after_commit(self, carried: Carried, planned: Commit) -> None:
         """Hints out, audit out. What fails here is made good by the scheduler and must not stop the steps in hand."""
@@ -239,7 +318,7 @@ class Runtime:
             since = self._keeper.now()
             try:
                 decision = advance.advance(carried.bundle, run, held.step_id, outcome, self._limits.max_attempts)
-                grants = await self._grants(run["_id"], decision)
+                grants = await self._grants(run, decision)
                 planned = commit.plan(
                     run, decision, now=self.store.now(), step_id=held.step_id, token=held.token, grants=grants,
                     copied=carried.copied,
@@ -286,13 +365,13 @@ class Runtime:
             if step_id in run["steps"] and run["steps"][step_id]["kind"] == "enter":
                 self._enter(carried, step_id)
 
-    async def _grants(self, run_id: str, decision: Decision) -> dict[str, Grant]:
+    async def _grants(self, run: RunDoc, decision: Decision) -> dict[str, Grant]:
         """Leases for the steps this process can go on with at once: it serves their pool and has room.
 
         The first gets the slot of the step that ends; further ones (parallel tools) need slots of their own.
         """
         grants: dict[str, Grant] = {}
-        if not self._limits.inline or self._draining or decision.ends:
+        if not self._limits.inline or self._draining or decision.ends or paused(run):
             return grants
         for step_id, opening in decision.opened.items():
             if opening.pool not in self._pools or opening.delay_s > 0 or opening.held is not None:
@@ -303,7 +382,7 @@ class Runtime:
                 await self._room.acquire()
             grants[step_id] = self._grant(self._token())
             if len(grants) > 1:
-                self._begin(Held(run_id, step_id, grants[step_id].token))
+                self._begin(Held(run["_id"], step_id, grants[step_id].token))
         return grants
 
     def _give_back(self, run_id: str, grants: dict[str, Grant]) -> None:
@@ -319,11 +398,13 @@ class Runtime:
     async def _book_waste(self, held: Held, outcome: Outcome) -> None:
         """Our work is of no use (the lease was lost, or it cannot be stored): state stays, the money is booked."""
         if isinstance(outcome, Replied):
-            try:
-                waste = {"llm_calls": 1, "cost_nano_usd": outcome.reply.cost_nano_usd}
-                await self.store.book_waste(held.run_id, waste)
-            except Unavailable:
-                log.warning("waste of run %s is not booked: %d nano-dollars", held.run_id, waste["cost_nano_usd"])
+            await self._book(held.run_id, {"llm_calls": 1, "cost_nano_usd": outcome.reply.cost_nano_usd})
+
+    async def _book(self, run_id: str, waste: dict[str, int]) -> None:
+        try:
+            await self.store.book_waste(run_id, waste)
+        except Unavailable:
+            log.warning("waste of run %s is not booked: %d nano-dollars", run_id, waste["cost_nano_usd"])
 
     async def _copy_out(self, carried: Carried, run: RunDoc) -> None:
         """Audit events leave the run when it has ended, or when there are many."""

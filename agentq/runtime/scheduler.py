@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from agentq.engine import commit
-from agentq.engine.recovery import look
+from agentq.engine.recovery import look, look_again
 from agentq.errors import AgentqError, Unavailable
 from agentq.place import place
 from agentq.protocol import TERMINAL, Hint, Pool
+from agentq.runtime.hearing import Unheard
 from agentq.runtime.runtime import CrashPoint, Publish, Reply, finish, no_crash
 from agentq.store.api import Store, Verdict
 from schemas.run import RunDoc
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN = timedelta(seconds=1)  # after a lost race, or where our clock ran ahead of MongoDB's
 STAYS_DUE = timedelta(seconds=10)
+AWAY_MARGIN = timedelta(seconds=15)  # an outage begins before it is noticed
 BrokerLost = Callable[[], Awaitable[bool]]
 
 
@@ -49,34 +51,39 @@ class Scheduler:
         self._max_attempts = max_attempts
         self._batch = batch
         self._crash = crash
-        self._broker_away = False
+        self._unheard = Unheard()
+        self._away_since: datetime | None = None
 
     async def tick(self) -> int:
         """One round: how many runs were looked at. Raises ``Unavailable`` where a server does not answer."""
-        if await self._must_publish_all():
-            await self._publish_all()
+        await self._watch_broker()
         looked = 0
         while True:
             runs = await self._store.due(self._batch)
             looked += len(runs)
+            if runs:
+                self._unheard.refresh(await self._store.queues(), self._store.now())
             await asyncio.gather(*(self._look(run) for run in runs))
             if len(runs) < self._batch:
                 break
         await self._store.beat(f"scheduler:{self._name}", {"kind": "scheduler", "looked_at": looked})
         return looked
 
-    async def _must_publish_all(self) -> bool:
-        """Has the broker lost its data, or come back from an outage in which hints went nowhere? While it is away,
-        everything that needs no broker goes on."""
+    async def _watch_broker(self) -> None:
+        """Has the broker lost its data, or come back from an outage in which hints went nowhere? Then they are
+        published again. While it is away, everything that needs no broker goes on."""
         try:
             lost = await self._broker_lost()
         except Unavailable as error:
-            if not self._broker_away:
+            if self._away_since is None:
                 log.warning("the scheduler goes on without a broker: %s", error)
-            self._broker_away = True
-            return False
-        back, self._broker_away = self._broker_away, False
-        return lost or back
+                self._away_since = self._store.now()
+            return
+        if lost:
+            await self._publish_all("is new or empty", None)
+        elif self._away_since is not None:
+            await self._publish_all("was away", self._away_since - AWAY_MARGIN)
+        self._away_since = None
 
     async def run(self, interval_s: float) -> None:
         """Tick until cancelled; an outage is reported and waited out."""
@@ -108,7 +115,8 @@ class Scheduler:
 
     async def _mend(self, run: RunDoc) -> None:
         hints: list[tuple[Pool, Hint]] = []
-        while (act := look(run, self._store.now(), self._max_attempts)) is not None:
+        heard = self._unheard.heard_for(run, self._store.now())
+        while (act := look(run, self._store.now(), self._max_attempts, heard)) is not None:
             planned = commit.plan(
                 run, act.decision, now=self._store.now(), step_id=act.step_id, token=act.token, lapsed=act.lapsed,
                 unclaimed=act.unclaimed,
@@ -125,17 +133,18 @@ class Scheduler:
                 return
         else:
             now = self._store.now()
-            await self._store.set_due(run, max(commit.due(run, now), now + LOOK_AGAIN))
+            await self._store.set_due(run, max(look_again(run, now), now + LOOK_AGAIN))
         if hints:
             await self._publish(hints)
 
-    async def _publish_all(self) -> None:
-        """The broker came back empty: every step that could be claimed is hinted again, in moderate batches."""
-        log.warning("the broker is new, empty or was away: live runs are dispatched again")
+    async def _publish_all(self, what: str, since: datetime | None) -> None:
+        """Every step that could be claimed is hinted again, in moderate batches; ``since``: of those that were hinted
+        then or later, because what the broker had before that it still has."""
+        log.warning("the broker %s: live runs are dispatched again", what)
         hints: list[tuple[Pool, Hint]] = []
         count = 0
         async for run in self._store.live():
-            hints += claimable(run)
+            hints += claimable(run, since)
             if len(hints) >= self._batch:
                 await self._publish(hints)
                 count, hints = count + len(hints), []
@@ -144,10 +153,11 @@ class Scheduler:
         log.warning("dispatched %d steps again", count + len(hints))
 
 
-def claimable(run: RunDoc) -> list[tuple[Pool, Hint]]:
-    """Hints for the steps of a run that a worker may claim now."""
+def claimable(run: RunDoc, since: datetime | None = None) -> list[tuple[Pool, Hint]]:
+    """Hints for the steps of a run that a worker may claim now and that were hinted ``since`` then (None: ever)."""
     return [
         (step["pool"], Hint(run["_id"], step_id, step["attempt"]))
         for step_id, step in run["steps"].items()
         if step_id not in run["leases"] and "not_before" not in step and "held" not in step
+        if since is None or step["hinted_at"] >= since
     ]

@@ -6,13 +6,13 @@ is: each is idempotent by its conditions.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import Event, Hint
+from agentq.protocol import Event, Hint, Pool
 from schemas.catalog import Bundle
 from schemas.chat import Message
 from schemas.run import RunDoc
@@ -34,6 +34,14 @@ class Held(NamedTuple):
     token: str
 
 
+class Queue(NamedTuple):
+    """What is known of a pool's queue: up to which time of publication everything in it has been heard, and how long
+    the newest message that was heard had waited."""
+
+    heard: datetime
+    wait_ms: int
+
+
 class Store(Protocol):
     def now(self) -> datetime:
         """MongoDB's time, by this process's last measurement. For due times; leases use the server's own clock."""
@@ -51,11 +59,11 @@ class Store(Protocol):
     async def renew(self, leases: Sequence[Held], ms: int) -> set[Held]:
         """Prolong leases by MongoDB's clock; gives those that are lost."""
 
-    async def load(self, run_id: str) -> RunDoc | None:
-        """The run as it is, None if there is none."""
+    async def load(self, run_id: str, *, journal: bool = False) -> RunDoc | None:
+        """The run as it is, None if there is none. Like every other read, without its journal unless asked for."""
 
     async def record(self, run: RunDoc) -> None:
-        """Insert a run that was never accepted (a refused request); one that is there already stays as it is."""
+        """Insert a run that no client handed in (a refused request, a fork); one that is there already stays as it is."""
 
     async def due(self, limit: int) -> list[RunDoc]:
         """Runs the scheduler must look at now, longest due first."""
@@ -70,7 +78,8 @@ class Store(Protocol):
         """The run's copied audit events, in order."""
 
     async def settle(self, run: RunDoc) -> None:
-        """A run that has ended, its events copied and its reply stored, needs no more looking after."""
+        """A run that has ended, its events copied and its reply stored, needs no more looking after. No effect if something
+        has happened to it since."""
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
         """Count what a worker without a lease spent. Not idempotent; called once a lost attempt."""
@@ -84,8 +93,17 @@ class Store(Protocol):
     async def register(self, bundles: Sequence[Bundle]) -> None:
         """Make versions known and current for new runs."""
 
+    async def keep_bundle(self, bundle: Bundle) -> None:
+        """Make a version known to which single runs are pinned; new runs do not get it."""
+
     def live(self) -> AsyncIterator[RunDoc]:
         """All runs that have not ended: what must be published again when the broker lost its data."""
 
+    async def queues(self) -> dict[Pool, Queue]:
+        """What the living workers report of each pool's queue in their signs of life (``beat``)."""
+
+    async def stopped(self, run_ids: Collection[str]) -> set[str]:
+        """Which of these runs somebody asked to cancel, or have ended."""
+
     async def beat(self, name: str, facts: dict[str, Any]) -> None:
-        """A sign of life of a scheduler, for doctor and health checks."""
+        """A sign of life of a scheduler or a worker, with what it has to tell; see ``Runtime.report`` for workers."""

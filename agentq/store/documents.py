@@ -7,13 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import START_STEP, Event, Hint
-from agentq.store.api import Held, Verdict
+from agentq.protocol import START_STEP, Event, Hint, Pool
+from agentq.store.api import Held, Queue, Verdict
 from schemas.chat import Message
 from schemas.run import RunDoc
 
 Doc = dict[str, Any]
+WORKER_ALIVE = timedelta(seconds=15)  # a worker that has shown no sign of life for so long is taken for dead
 CLAIMABLE = ["queued", "running", "waiting"]
+WITHOUT_JOURNAL: Doc = {"journal": 0}  # it grows with the run, and only an operator's act needs it
 
 
 def claim(hint: Hint, grant: Grant, now: datetime) -> tuple[Doc, Doc]:
@@ -56,6 +58,29 @@ def _commit_condition(planned: Commit) -> Doc:
 
 
 def _commit_update(planned: Commit) -> Doc:
+    written = _written(planned)
+    update: Doc = {"$set": written}
+    pushed: Doc = {}
+    if planned.trimmed:
+        written["events"] = planned.after["events"]
+    elif planned.events:
+        pushed["events"] = {"$each": planned.events}
+    if planned.entry is not None:
+        pushed["journal"] = planned.entry
+    if pushed:
+        update["$push"] = pushed
+    if planned.waste:
+        update["$inc"] = {f"waste.{name}": amount for name, amount in planned.waste.items()}
+    if planned.drops:
+        update["$unset"] = dict.fromkeys(planned.drops, "")
+    if planned.after["steps"]:
+        _update_steps(planned, update)
+    else:
+        written |= {"steps": {}, "leases": {}}
+    return update
+
+
+def _written(planned: Commit) -> Doc:
     after = planned.after
     always = ("rev", "status", "usage", "audit", "next_due")
     written: Doc = {name: after[name] for name in always}  # type: ignore[literal-required]
@@ -67,20 +92,11 @@ def _commit_update(planned: Commit) -> Doc:
         written[f"receipts.{planned.step_id}"] = after["receipts"][planned.step_id]
     if after["ended_at"] is not None:
         written |= {"result": after["result"], "error": after["error"], "ended_at": after["ended_at"]}
-    if "quarantine" in after:
-        written["quarantine"] = after["quarantine"]
-    update: Doc = {"$set": written}
-    if planned.trimmed:
-        written["events"] = after["events"]
-    elif planned.events:
-        update["$push"] = {"events": {"$each": planned.events}}
-    if planned.waste:
-        update["$inc"] = {f"waste.{name}": amount for name, amount in planned.waste.items()}
-    if after["steps"]:
-        _update_steps(planned, update)
-    else:
-        written |= {"steps": {}, "leases": {}}
-    return update
+        if "batch" in after:
+            written["tally"] = True
+        if "quarantine" in after:
+            written["quarantine"] = after["quarantine"]
+    return {**written, **planned.fields}
 
 
 def _update_steps(planned: Commit, update: Doc) -> None:
@@ -98,7 +114,7 @@ def _update_steps(planned: Commit, update: Doc) -> None:
         update["$set"] |= {f"{lease}.token": grant.token, f"{lease}.worker": grant.worker, f"{lease}.ms": grant.ms}
         clocks[f"{lease}.at"] = True
     if dropped:
-        update["$unset"] = dropped
+        update["$unset"] = update.get("$unset", {}) | dropped
     if clocks:
         update["$currentDate"] = clocks
 
@@ -111,7 +127,8 @@ def verdict(doc: Doc | None, planned: Commit) -> Verdict:
         return Verdict.APPLIED
     if planned.events and doc["audit"] == planned.after["audit"]:
         return Verdict.APPLIED
-    if planned.unclaimed and doc["rev"] == planned.after["rev"] and planned.opened.items() <= doc["steps"].items():
+    without_events = planned.unclaimed and not planned.events
+    if without_events and doc["rev"] == planned.after["rev"] and planned.opened.items() <= doc["steps"].items():
         return Verdict.APPLIED
     if planned.token is not None and not holds(doc, planned.step_id or "", planned.token):
         return Verdict.FENCED
@@ -175,3 +192,19 @@ def window(newest_first: Iterable[Doc], tokens: int) -> list[Message]:
             break
         turns.append([{"role": "user", "content": asked}, {"role": "assistant", "content": answered}])
     return [message for turn in reversed(turns) for message in turn]
+
+
+def queues(beats: Iterable[Doc]) -> dict[Pool, Queue]:
+    """What living workers say of the queues, together: a queue has been heard up to where the foremost worker is, but
+    not past what another has taken out of it and not yet begun."""
+    heard: dict[Pool, Queue] = {}
+    oldest: dict[Pool, datetime] = {}
+    for beat in beats:
+        for pool, told in beat["queues"].items():
+            if told["heard"] is not None and (pool not in heard or heard[pool].heard < told["heard"]):
+                heard[pool] = Queue(told["heard"], told["wait_ms"])
+            if told["oldest"] is not None:
+                oldest[pool] = min(told["oldest"], oldest.get(pool, told["oldest"]))
+    return {
+        pool: queue._replace(heard=min(queue.heard, oldest.get(pool, queue.heard))) for pool, queue in heard.items()
+    }

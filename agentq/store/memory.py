@@ -6,14 +6,14 @@ One event loop, no concurrency inside a method: each is atomic, like a single-do
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import START_STEP, TERMINAL, Event, Hint
+from agentq.protocol import START_STEP, TERMINAL, Event, Hint, Pool
 from agentq.store import documents
-from agentq.store.api import Held, Verdict
+from agentq.store.api import Held, Queue, Verdict
 from schemas.catalog import Bundle
 from schemas.chat import Message
 from schemas.run import RunDoc
@@ -27,6 +27,7 @@ class MemoryStore:
         self.runs: dict[str, RunDoc] = {}
         self.audit: dict[str, Event] = {}
         self.bundles: dict[str, Bundle] = {}
+        self.current: dict[str, str] = {}  # workflow name -> hash
         self.beats: dict[str, dict[str, Any]] = {}
 
     def now(self) -> datetime:
@@ -58,7 +59,7 @@ class MemoryStore:
         run["next_due"] = min(run["next_due"] or lease_end, lease_end)
         if hint.step_id == START_STEP:
             run["status"] = "running"
-        return copy.deepcopy(run)
+        return _read(run)
 
     async def commit(self, commit: Commit) -> Verdict:
         run = self.runs.get(commit.run_id)
@@ -68,6 +69,8 @@ class MemoryStore:
         after = copy.deepcopy(commit.after)
         after["cancel"] = run["cancel"]
         after["leases"] = self._leases(run, commit, after)
+        if journal := [*run.get("journal", ()), *([commit.entry] if commit.entry else ())]:
+            after["journal"] = copy.deepcopy(journal)
         self.runs[commit.run_id] = after
         for name, amount in commit.waste.items():
             waste[name] = cast("int", waste.get(name, 0)) + amount
@@ -103,8 +106,9 @@ class MemoryStore:
                 lease["ms"], lease["at"] = ms, self._clock()
         return lost
 
-    async def load(self, run_id: str) -> RunDoc | None:
-        return copy.deepcopy(self.runs.get(run_id))
+    async def load(self, run_id: str, *, journal: bool = False) -> RunDoc | None:
+        run = self.runs.get(run_id)
+        return None if run is None else copy.deepcopy(run) if journal else _read(run)
 
     async def record(self, run: RunDoc) -> None:
         self.runs.setdefault(run["_id"], copy.deepcopy(run))
@@ -113,7 +117,7 @@ class MemoryStore:
         now = self._clock()
         found = [(run["next_due"], run) for run in self.runs.values() if run["next_due"] is not None]
         ready = sorted(((due, run["_id"], run) for due, run in found if due <= now), key=lambda item: item[:2])
-        return [copy.deepcopy(run) for _, _, run in ready[:limit]]
+        return [_read(run) for _, _, run in ready[:limit]]
 
     async def set_due(self, run: RunDoc, due: datetime | None) -> None:
         stored = self.runs.get(run["_id"])
@@ -123,7 +127,7 @@ class MemoryStore:
     async def live(self) -> AsyncIterator[RunDoc]:
         for run_id in sorted(self.runs):
             if self.runs[run_id]["next_due"] is not None:
-                yield copy.deepcopy(self.runs[run_id])
+                yield _read(self.runs[run_id])
 
     async def copy_audit(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -136,7 +140,7 @@ class MemoryStore:
 
     async def settle(self, run: RunDoc) -> None:
         stored = self.runs.get(run["_id"])
-        if stored is not None and stored["status"] in TERMINAL:
+        if stored is not None and stored["status"] in TERMINAL and stored["audit"] == run["audit"]:
             stored["events"], stored["next_due"] = [], None
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
@@ -161,6 +165,24 @@ class MemoryStore:
 
     async def register(self, bundles: Sequence[Bundle]) -> None:
         self.bundles |= {bundle.hash: bundle for bundle in bundles}
+        self.current |= {bundle.workflow.name: bundle.hash for bundle in bundles}
+
+    async def keep_bundle(self, bundle: Bundle) -> None:
+        self.bundles[bundle.hash] = bundle
+
+    async def queues(self) -> dict[Pool, Queue]:
+        since = self._clock() - documents.WORKER_ALIVE
+        workers = [beat for beat in self.beats.values() if beat["kind"] == "worker" and beat["at"] >= since]
+        return documents.queues(workers)
+
+    async def stopped(self, run_ids: Collection[str]) -> set[str]:
+        found = [self.runs[run_id] for run_id in run_ids if run_id in self.runs]
+        return {run["_id"] for run in found if run["cancel"] is not None or run["status"] in TERMINAL}
 
     async def beat(self, name: str, facts: dict[str, Any]) -> None:
         self.beats[name] = {**facts, "at": self._clock()}
+
+
+def _read(run: RunDoc) -> RunDoc:
+    """A copy as reads give it."""
+    return copy.deepcopy(cast("RunDoc", {name: value for name, value in run.items() if name != "journal"}))

@@ -7,7 +7,7 @@ way go out together (``agentq.group``). One event loop owns a store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -27,9 +27,10 @@ from agentq.clock import elapsed_s
 from agentq.engine.commit import Commit, Grant
 from agentq.errors import AgentqError, ConfigError, Unavailable
 from agentq.group import Group
-from agentq.protocol import TERMINAL, AuditHead, Event, Hint
+from agentq.protocol import TERMINAL, AuditHead, Event, Hint, Pool
 from agentq.store import documents
-from agentq.store.api import Held, Verdict
+from agentq.store.api import Held, Queue, Verdict
+from agentq.store.documents import WITHOUT_JOURNAL
 from schemas.catalog import Bundle
 from schemas.chat import Message
 from schemas.run import RunDoc
@@ -65,6 +66,8 @@ RUN_INDEXES = [
     ),
 ]
 
+BEAT_INDEXES = [IndexModel([("at", ASCENDING)], name="forget", expireAfterSeconds=86_400)]
+
 
 class MongoStore:
     """``agentq.store.api.Store`` on a MongoDB replica set. Create it inside the event loop that will use it."""
@@ -77,14 +80,16 @@ class MongoStore:
         self.runs = self._db["runs"]
         self.audit = self._db["audit"]
         # Copies must outlive a change of primary before the run lets go of its events, but need not wait for a journal;
-        # a lost ``settle`` is simply done again.
+        # a lost ``settle``, ``set_due`` or ``beat`` is simply done again.
         self._audit_copies = self.audit.with_options(write_concern=WriteConcern(w="majority", j=False))
-        self._ended_runs = self.runs.with_options(write_concern=WriteConcern(w=1, j=False))
+        self._beats = self._db.get_collection("heartbeats", write_concern=WriteConcern(w=1, j=False))
+        self._unhurried_runs = self.runs.with_options(write_concern=WriteConcern(w=1, j=False))
         self._server_ahead_s = time.time() - elapsed_s()  # until it is measured
         self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
         self._commits: Group[Commit, Verdict] = Group(self._commit_group)
         self._copies: Group[Sequence[Event], None] = Group(self._copy_group)
         self._settles: Group[RunDoc, None] = Group(self._settle_group)
+        self._dues: Group[tuple[RunDoc, datetime | None], None] = Group(self._due_group)
 
     async def open(self) -> None:
         """Check the server, measure its clock, make sure of the indexes. Safe to repeat.
@@ -101,6 +106,7 @@ class MongoStore:
             )
         await self.sync_clock()
         await self._answer(self.runs.create_indexes(RUN_INDEXES))
+        await self._answer(self._beats.create_indexes(BEAT_INDEXES))
 
     async def close(self) -> None:
         await self._client.close()
@@ -125,7 +131,9 @@ class MongoStore:
         try:
             if len(claims) == 1:
                 condition, update = documents.claim(*claims[0], self.now())
-                found = self.runs.find_one_and_update(condition, update, return_document=ReturnDocument.AFTER)
+                found = self.runs.find_one_and_update(
+                    condition, update, projection=WITHOUT_JOURNAL, return_document=ReturnDocument.AFTER
+                )
                 return [cast("RunDoc | None", await self._answer(found))]
             return await self._claim_and_look(claims)
         except Unavailable:  # if it was applied all the same, our tokens are in the documents
@@ -135,7 +143,8 @@ class MongoStore:
         writes = [UpdateOne(*documents.claim(hint, grant, self.now())) for hint, grant in claims]
         await self._answer(self.runs.bulk_write(writes, ordered=False))
         ids = list({hint.run_id for hint, _ in claims})
-        docs = {doc["_id"]: doc for doc in await self._answer(self.runs.find({"_id": {"$in": ids}}).to_list())}
+        found = self.runs.find({"_id": {"$in": ids}}, WITHOUT_JOURNAL)
+        docs = {doc["_id"]: doc for doc in await self._answer(found.to_list())}
         holding = [documents.holds(docs.get(hint.run_id), hint.step_id, grant.token) for hint, grant in claims]
         return [
             cast("RunDoc", docs[hint.run_id]) if held else None for (hint, _), held in zip(claims, holding, strict=True)
@@ -168,8 +177,9 @@ class MongoStore:
         }
         return {lease for lease in leases if not documents.holds(docs.get(lease.run_id), lease.step_id, lease.token)}
 
-    async def load(self, run_id: str) -> RunDoc | None:
-        return cast("RunDoc | None", await self._answer(self.runs.find_one({"_id": run_id})))
+    async def load(self, run_id: str, *, journal: bool = False) -> RunDoc | None:
+        fields = None if journal else WITHOUT_JOURNAL
+        return cast("RunDoc | None", await self._answer(self.runs.find_one({"_id": run_id}, fields)))
 
     async def record(self, run: RunDoc) -> None:
         try:
@@ -202,8 +212,12 @@ class MongoStore:
         await self._settles(run)
 
     async def _settle_group(self, runs: list[RunDoc]) -> list[None]:
-        ended = {"_id": {"$in": [run["_id"] for run in runs]}, "status": {"$in": sorted(TERMINAL)}}
-        await self._answer(self._ended_runs.update_many(ended, {"$set": {"events": [], "next_due": None}}))
+        ended = {
+            "_id": {"$in": [run["_id"] for run in runs]},
+            "status": {"$in": sorted(TERMINAL)},
+            "audit.hash": {"$in": [run["audit"]["hash"] for run in runs]},  # no event has come since they were copied
+        }
+        await self._answer(self._unhurried_runs.update_many(ended, {"$set": {"events": [], "next_due": None}}))
         return [None] * len(runs)
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
@@ -213,20 +227,38 @@ class MongoStore:
     # -- the scheduler ----------------------------------------------------------------------------------------------
 
     async def due(self, limit: int) -> list[RunDoc]:
-        found = self.runs.find({"next_due": {"$lte": self.now()}}).sort("next_due", ASCENDING).limit(limit)
+        found = self.runs.find({"next_due": {"$lte": self.now()}}, WITHOUT_JOURNAL).sort("next_due", ASCENDING).limit(limit)
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 
     async def set_due(self, run: RunDoc, due: datetime | None) -> None:
-        condition = {"_id": run["_id"], "rev": run["rev"], **documents.unclaimed(run)}
-        await self._answer(self.runs.update_one(condition, {"$set": {"next_due": due}}))
+        await self._dues((run, due))
+
+    async def _due_group(self, moved: list[tuple[RunDoc, datetime | None]]) -> list[None]:
+        writes = [
+            UpdateOne({"_id": run["_id"], "rev": run["rev"], **documents.unclaimed(run)}, {"$set": {"next_due": due}})
+            for run, due in moved
+        ]
+        await self._answer(self._unhurried_runs.bulk_write(writes, ordered=False))
+        return [None] * len(moved)
 
     async def live(self) -> AsyncIterator[RunDoc]:
-        async for doc in self._stream(self.runs.find({"next_due": {"$type": "date"}}).hint("due")):
+        async for doc in self._stream(self.runs.find({"next_due": {"$type": "date"}}, WITHOUT_JOURNAL).hint("due")):
             yield cast("RunDoc", doc)
+
+    async def queues(self) -> dict[Pool, Queue]:
+        since = self.now() - documents.WORKER_ALIVE
+        return documents.queues(
+            await self._answer(self._beats.find({"kind": "worker", "at": {"$gte": since}}).to_list())
+        )
+
+    async def stopped(self, run_ids: Collection[str]) -> set[str]:
+        asked = [{"cancel": {"$ne": None}}, {"status": {"$in": sorted(TERMINAL)}}]
+        found = self.runs.find({"_id": {"$in": list(run_ids)}, "$or": asked}, {"_id": 1})
+        return {doc["_id"] for doc in await self._answer(found.to_list())}
 
     async def beat(self, name: str, facts: dict[str, Any]) -> None:
         await self._answer(
-            self._db["heartbeats"].update_one({"_id": name}, {"$set": facts, "$currentDate": {"at": True}}, upsert=True)
+            self._beats.update_one({"_id": name}, {"$set": facts, "$currentDate": {"at": True}}, upsert=True)
         )
 
     # -- workflows and conversations --------------------------------------------------------------------------------
@@ -237,14 +269,15 @@ class MongoStore:
 
     async def register(self, bundles: Sequence[Bundle]) -> None:
         for bundle in bundles:
-            known = {"name": bundle.workflow.name, "bundle": bundle.model_dump(mode="json")}
-            await self._answer(
-                self._db["workflows"].update_one({"_id": bundle.hash}, {"$setOnInsert": known}, upsert=True)
-            )
+            await self.keep_bundle(bundle)
             current = bundle.registered()
             await self._answer(
                 self._db["workflow_names"].replace_one({"_id": bundle.workflow.name}, dict(current), upsert=True)
             )
+
+    async def keep_bundle(self, bundle: Bundle) -> None:
+        known = {"name": bundle.workflow.name, "bundle": bundle.model_dump(mode="json")}
+        await self._answer(self._db["workflows"].update_one({"_id": bundle.hash}, {"$setOnInsert": known}, upsert=True))
 
     async def history(self, run: RunDoc, tokens: int) -> list[Message]:
         condition = documents.earlier_turns(run)
@@ -256,12 +289,12 @@ class MongoStore:
 
     async def latest(self, condition: Doc, limit: int) -> list[RunDoc]:
         """The newest runs that fit a condition on tenant, status, conversation or workflow, newest first."""
-        found = self.runs.find(condition).sort("_id", -1).limit(limit)
+        found = self.runs.find(condition, WITHOUT_JOURNAL).sort("_id", -1).limit(limit)
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 
     async def conversation(self, tenant: str, conversation: str) -> list[RunDoc]:
         """The runs of a conversation in the order of their turns."""
-        found = self.runs.find({"tenant": tenant, "conversation": conversation}).sort("turn", ASCENDING)
+        found = self.runs.find({"tenant": tenant, "conversation": conversation}, WITHOUT_JOURNAL).sort("turn", ASCENDING)
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 
     async def chains(self) -> AsyncIterator[tuple[str, AuditHead | None, list[Event]]]:

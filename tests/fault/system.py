@@ -1,4 +1,4 @@
-"""The real system in processes that a test may kill: Redis, MongoDB, workers by Celery's command line, scheduler."""
+"""The real system in processes that a test may kill: broker, MongoDB, workers by Celery's command line, scheduler."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pymongo import MongoClient
 
 from agentq.client import Client, Handle
 from agentq.embedded.process import Process, kill_process, spawn, stop_process
-from agentq.embedded.servers import start_mongod, start_redis
+from agentq.embedded.rabbitmq import start_rabbitmq
+from agentq.embedded.servers import Server, start_mongod, start_redis
 from agentq.engine.audit import check
 from agentq.protocol import POOLS
 from schemas.run import RUN
@@ -22,18 +23,20 @@ from tests.fault.model import ScriptedServer
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 LEASE_S = 5
+Broker = Literal["redis", "rabbitmq"]
 
 
 class System:
     """Started by ``start``; everything it started is gone after ``stop``."""
 
-    def __init__(self, directory: Path, model: ScriptedServer) -> None:
+    def __init__(self, directory: Path, model: ScriptedServer, broker: Broker = "redis") -> None:
         self.directory = directory
         self.model = model
         self.processes: dict[str, Process] = {}
+        self._broker_kind = broker
 
     def start(self) -> None:
-        self.redis = start_redis(self.directory / "redis")
+        self.broker = self._start_broker()
         self.mongod = start_mongod(self.directory / "mongodb")
         self.mongo: MongoClient[dict[str, Any]] = MongoClient(self.mongod.url, tz_aware=True)
         self.scheduler()
@@ -42,19 +45,20 @@ class System:
         for process in self.processes.values():
             kill_process(process)
         self.mongo.close()
-        self.redis.stop()
+        self.broker.stop()
         self.mongod.stop()
 
     def client(self) -> Client:
-        return Client(self.mongod.url, self.redis.url)
+        return Client(self.mongod.url, self.broker.url)
 
     def _env(self, name: str, failpoint: str | None) -> dict[str, str]:
         ready = self.directory / f"{name}.ready"
         ready.unlink(missing_ok=True)
         env = {
             "AGENTQ_MONGO_URL": self.mongod.url,
-            "AGENTQ_BROKER_URL": self.redis.url,
+            "AGENTQ_BROKER_URL": self.broker.url,
             "AGENTQ_OPENAI_BASE_URL": self.model.url,
+            "FAULT_BANK_URL": self.model.bank_url,
             "AGENTQ_APP_DIR": str(CHECKOUT / "tests" / "fault" / "app"),
             "AGENTQ_DATA_DIR": str(self.directory),
             "AGENTQ_LEASE_S": str(LEASE_S),
@@ -85,12 +89,20 @@ class System:
     def kill(self, name: str) -> None:
         kill_process(self.processes.pop(name))
 
-    def lose_redis(self) -> None:
+    def _start_broker(self, port: int = 0) -> Server:
+        start = start_redis if self._broker_kind == "redis" else start_rabbitmq
+        return start(self.directory / self._broker_kind, port)
+
+    def restart_broker(self) -> None:
+        """SIGKILL; the same port comes back with what was on disk."""
+        self.broker.kill()
+        self.broker = self._start_broker(self.broker.port)
+
+    def lose_broker(self) -> None:
         """SIGKILL, and its data gone; the same port comes back empty."""
-        self.redis.kill()
-        directory = self.directory / "redis"
-        shutil.rmtree(directory)
-        self.redis = start_redis(directory, port=self.redis.port)
+        self.broker.kill()
+        shutil.rmtree(self.directory / self._broker_kind)
+        self.broker = self._start_broker(self.broker.port)
 
     def restart_mongod(self) -> None:
         self.mongod.kill()
@@ -102,7 +114,7 @@ class System:
         return doc
 
     def payments(self, run_id: str) -> int:
-        return self.mongo["fault_effects"]["payments"].count_documents({"_id": {"$regex": f"^{run_id}:"}})
+        return self.model.bank.payments_of(run_id)
 
     def check_ended_right(self, handle: Handle, crashes: int, timeout_s: float = 90) -> dict[str, Any]:
         """The promises about one run that met ``crashes`` crashes; gives the run."""

@@ -72,7 +72,7 @@ def test_redis_killed_and_back_empty_loses_nothing(system: System) -> None:
         system.model.wait_held()
         system.end("worker")  # a warm stop would wait for the held call: from here on nobody consumes
         queued = [client.submit("pay A") for _ in range(5)]
-        system.lose_redis()
+        system.lose_broker()
         system.model.release()
         system.worker("worker2")
         system.check_ended_right(under_way, crashes=1)
@@ -86,7 +86,7 @@ def test_redis_lost_while_a_worker_runs_is_survived_by_the_worker(system: System
     with system.client() as client:
         handle = client.submit("pay A")
         system.model.wait_held()
-        system.lose_redis()
+        system.lose_broker()
         system.model.release()
         system.check_ended_right(handle, crashes=0)
         system.check_ended_right(client.submit("pay A"), crashes=0)

@@ -155,8 +155,12 @@ class Books:
         else:
             call.booked = where
 
-    def wasted(self, run_id: str, waste: dict[str, int]) -> None:
-        self._book(run_id, waste.get("cost_nano_usd", 0), "waste")
+    def wasted(self, run: RunDoc, waste: dict[str, int]) -> None:
+        run_id = run["_id"]
+        if not waste.get("cut_calls"):
+            self._book(run_id, waste.get("cost_nano_usd", 0), "waste")
+        elif run["cancel"] is None and run["status"] not in TERMINAL:
+            self.wrong(f"a model call of {run_id} was cut short, and nobody had stopped the run")
 
     def effect(self, process: Process, run_id: str, step_id: str) -> None:
         """An effect begins in ``process``."""

@@ -124,8 +124,8 @@ def hints_are_not_repeated() -> Patch:
     """The scheduler looks after leases and timers, but takes every hint for heard."""
     look = recovery.look
 
-    def deaf(run: RunDoc, now: Any, max_attempts: int) -> Any:
-        act = look(run, now, max_attempts)
+    def deaf(run: RunDoc, now: Any, max_attempts: int, heard: Any) -> Any:
+        act = look(run, now, max_attempts, heard)
         return None if act is not None and act.unclaimed and not act.decision.closed else act
 
     return mock.patch.object(scheduler, "look", deaf)

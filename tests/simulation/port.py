@@ -7,7 +7,7 @@ whether the process survives it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from agentq.engine.commit import Commit, Grant
 from agentq.errors import AgentqError, ProviderError, Unavailable
 from agentq.protocol import Event, Hint, Pool
 from agentq.runtime.leases import LeaseKeeper
-from agentq.store.api import Held, Verdict
+from agentq.store.api import Held, Queue, Verdict
 from agentq.store.memory import MemoryStore
 from agentq.tools import ToolContext, ToolResult
 from schemas.catalog import Bundle
@@ -55,7 +55,7 @@ class Server(MemoryStore):
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
         await super().book_waste(run_id, waste)
-        self.books.wasted(run_id, waste)
+        self.books.wasted(self.runs[run_id], waste)
 
     async def due_by(self, limit: int, skew_ms: int) -> list[RunDoc]:
         """``due`` by the asking process's clock, as MongoDB's store asks."""
@@ -157,6 +157,14 @@ class Port:
     async def live(self) -> AsyncIterator[RunDoc]:
         for run in await self._ask("live", self.world.server.all_live):
             yield run
+
+    async def queues(self) -> dict[Pool, Queue]:
+        """Workers report nothing here: every repeated hint is a probe."""
+        return {}
+
+    async def stopped(self, run_ids: Collection[str]) -> set[str]:
+        found: set[str] = await self._ask("stopped", self.world.server.stopped, run_ids)
+        return found
 
     async def beat(self, name: str, facts: dict[str, Any]) -> None:
         """Of no consequence here."""
@@ -315,6 +323,7 @@ class Keeper(LeaseKeeper):
         self._process = process
         self._port = port
         self._armed = False
+        self.on_stopped: Callable[[str], None] = print  # the runtime's cut, which is made later
 
     def add(self, held: Held, since: float | None = None) -> None:
         super().add(held, since)
@@ -327,6 +336,7 @@ class Keeper(LeaseKeeper):
             await asyncio.sleep(self.lease_ms / 6000)
             with suppress(Unavailable):
                 await self.renew_due(self._port)
+                await self.watch(self._port, self.on_stopped)
         self._armed = False
 
 

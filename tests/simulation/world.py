@@ -136,6 +136,7 @@ class World:
             port, port, port, port.publish, pools=pools, worker=process.name, keeper=keeper, limits=limits,
             reply=port.reply, crash=port.crash_point,
         )  # fmt: skip
+        keeper.on_stopped = runtime.cut
         runtime._prefix = f"{process.name}t"  # random in production; here the seed decides all
         self.workers.append(Worker(process, runtime, pools))
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentq.engine.recovery import Act, look
+from agentq.engine.recovery import Act, look, look_again
+from agentq.protocol import POOLS
 from schemas.run import RunDoc
 from tests.unit.engine.play import START, TO_BILLING, Play, wish
 
@@ -24,7 +25,9 @@ def lease(run: RunDoc, step: str, at: Any = START, ms: int = 30_000) -> None:
 
 
 def see(run: RunDoc, seconds: float) -> Act | None:
-    return look(run, START + timedelta(seconds=seconds), 5)
+    """With queues that have been heard up to now: what nobody claimed is lost."""
+    now = START + timedelta(seconds=seconds)
+    return look(run, now, 5, dict.fromkeys(POOLS, now))
 
 
 def test_nothing_is_due_before_its_time() -> None:
@@ -37,6 +40,16 @@ def test_a_step_that_nobody_claimed_is_hinted_again_unless_somebody_claims_it_me
     assert (act.unclaimed, act.token) == (("s1",), None)
     assert act.decision.opened["s1"].hints == 2
     assert act.decision.opened["s1"].attempt == 1
+
+
+def test_a_hint_that_still_waits_in_its_queue_is_not_published_again_and_looked_at_ever_more_rarely() -> None:
+    run, now = Play().run, START + timedelta(seconds=40)
+    behind = {"router": START - timedelta(seconds=5)}
+    assert look(run, now, 5, behind) is None
+    assert look(run, now, 5, {}) is None
+    assert look_again(run, now) == now + timedelta(seconds=20)
+    assert look_again(run, now + timedelta(hours=1)) == now + timedelta(hours=1, seconds=60)
+    assert look(run, now, 5, {"router": START + timedelta(seconds=5)}) is not None
 
 
 def test_a_lease_that_has_run_out_is_taken_away_only_if_it_is_still_that_lease_and_has_still_run_out() -> None:
@@ -114,7 +127,7 @@ def test_acts_come_to_an_end(seconds: int) -> None:
     for step in run["steps"]:
         lease(run, step)
     for _ in range(10):
-        act = look(run, now, 5)
+        act = look(run, now, 5, dict.fromkeys(POOLS, now))
         if act is None or run["ended_at"] is not None:
             break
         run = plan(run, act.decision, now=now, step_id=act.step_id, token=act.token, lapsed=act.lapsed).after

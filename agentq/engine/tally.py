@@ -1,0 +1,126 @@
+"""What ended runs and bad lines add to their batch: counted once, and in nano-dollars exactly. Pure.
+
+A run keeps what has been booked of it (``run["booked"]``), so what arrives later (the cost of a call that a lost worker
+paid, another end after a redrive) adds the difference and nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.batch import CANCELLED, EXPIRED, BadLine, BatchDoc, LineEnd
+
+USAGE = ("steps", "llm_calls", "tool_calls", "input_tokens", "output_tokens")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one transaction adds to one batch. ``lines``: those that have ended and were never counted before."""
+
+    lines: list[int] = field(default_factory=list)
+    added: dict[str, int] = field(default_factory=dict)  # paths of the batch document and what they grow by
+    max_line_nano_usd: int = 0
+
+    def add(self, path: str, amount: int) -> None:
+        if amount:
+            self.added[path] = self.added.get(path, 0) + amount
+
+
+def line_end(run: Mapping[str, Any]) -> LineEnd | None:
+    """How a line's run ended, None while it has not."""
+    match run["status"]:
+        case "succeeded":
+            return "succeeded"
+        case "cancelled":
+            return "expired" if EXPIRED in (cancel_reason(run), (run["error"] or {}).get("code")) else "cancelled"
+        case "failed" | "rejected":
+            return "failed"
+    return None
+
+
+def cancel_reason(run: Mapping[str, Any]) -> str:
+    """What a cancelled run was cancelled for."""
+    return str((run["cancel"] or {}).get("reason", ""))
+
+
+def line_error(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The error of a line that has not succeeded: the run's own, or that its batch ended before it did."""
+    reason = cancel_reason(run)
+    if run["status"] == "cancelled" and reason in (EXPIRED, CANCELLED):
+        return batch_error(reason)
+    return dict(run["error"] or {"code": run["status"], "message": f"The run {run['status']}.", "hint": ""})
+
+
+def batch_error(code: str) -> dict[str, Any]:
+    """The error of a line whose batch ended before it did."""
+    said = {EXPIRED: "The batch's window closed before this line was done.", CANCELLED: "The batch was cancelled."}
+    return {"code": code, "message": said[code], "hint": "'agentq batch retry' hands it in again."}
+
+
+def spent(run: Mapping[str, Any]) -> int:
+    """All that a run cost, in nano-dollars: its own calls, and those whose answers were lost."""
+    return int(run["usage"].get("cost_nano_usd", 0) + run["waste"].get("cost_nano_usd", 0))
+
+
+def booked(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is to book of a run, as it stands."""
+    return {
+        "end": line_end(run) or (run.get("booked") or {}).get("end"),
+        "cost": spent(run),
+        "waste": run["waste"].get("cost_nano_usd", 0),
+        "usage": {name: run["usage"].get(name, 0) for name in USAGE},
+    }
+
+
+def tally(runs: Iterable[Mapping[str, Any]], bad: Iterable[BadLine]) -> dict[str, Tally]:
+    """What runs and bad lines add to their batches, by batch id."""
+    batches: dict[str, Tally] = {}
+    for run in runs:
+        one = batches.setdefault(run["batch"]["id"], Tally())
+        before, after = run.get("booked") or {}, booked(run)
+        if after["end"] != before.get("end"):
+            one.add(f"counts.{after['end']}", 1)
+            if before.get("end"):
+                one.add(f"counts.{before['end']}", -1)
+            else:
+                one.lines.append(run["batch"]["line"])
+        one.add("cost_nano_usd", after["cost"] - before.get("cost", 0))
+        one.add("waste_nano_usd", after["waste"] - before.get("waste", 0))
+        for name, amount in after["usage"].items():
+            one.add(f"usage.{name}", amount - before.get("usage", {}).get(name, 0))
+        one.max_line_nano_usd = max(one.max_line_nano_usd, after["cost"])
+    for line in bad:
+        one = batches.setdefault(line["batch"], Tally())
+        one.add("counts.bad", 1)
+        one.lines.append(line["line"])
+    for one in batches.values():
+        one.lines.sort()
+    return batches
+
+
+def line_estimate(batch: BatchDoc) -> int | None:
+    """What to set aside for one line, in nano-dollars: the most a line of this batch has cost, and what nine of ten
+    earlier runs stayed below. None: nobody knows yet."""
+    known = [batch["max_line_nano_usd"]] if batch["entries"] > batch["counts"]["bad"] else []
+    known += [batch["estimate"]["p90_nano_usd"]] if batch["estimate"] else []
+    return max(known, default=None)
+
+
+def slots(batch: BatchDoc, under_way: int) -> int | None:
+    """How many more lines of a batch may be admitted now; None: as many as the pools have room for.
+
+    ``under_way``: lines admitted whose cost is not booked yet. Within a budget, what is booked, what is set aside for
+    those under way and for every further line stays below it. Where nobody knows what a line costs, one goes first.
+    """
+    if batch["status"] != "in_progress" or batch["paused"] is not None:
+        return 0
+    if batch["budget_nano_usd"] is None:
+        return None
+    left, each = batch["budget_nano_usd"] - batch["cost_nano_usd"], line_estimate(batch)
+    if left <= 0:
+        return 0
+    if each is None:
+        return max(0, 1 - under_way)
+    return None if each == 0 else max(0, left // each - under_way)
