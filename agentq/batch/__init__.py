@@ -1,0 +1,1 @@
+"""Batches in and out: files of requests, the lines they become, the results that come back."""

@@ -1,0 +1,185 @@
+"""How a batch goes: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from agentq.batch.estimate import forecast
+from schemas.batch import ENDED, BatchDoc
+
+if TYPE_CHECKING:
+    from agentq.store.mongo import MongoStore
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 5.0
+RATE_OVER_S = 30.0
+
+
+class Pace:
+    """Lines a second over the last half minute."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def rate(self, at_s: float, entries: int) -> float | None:
+        """None until there are two seconds to judge by."""
+        self._seen.append((at_s, entries))
+        while at_s - self._seen[0][0] > RATE_OVER_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (entries - before) / (at_s - since) if at_s - since >= 2 and entries > before else None
+
+
+def headline(batch: BatchDoc, in_flight: int, now: datetime, rate: float | None = None) -> str:
+    """Everything that moves, on one line."""
+    counts, likely = batch["counts"], forecast(batch, now, rate)
+    total = "?" if batch["total"] is None else f"{batch['total']:,}"
+    failed = batch["entries"] - counts["succeeded"]
+    told = [f"{batch['entries']:,} of {total} lines", f"{failed:,} failed", f"{in_flight:,} in flight"]
+    going = batch["live"] and batch["ending"] is None
+    moving = going and batch["paused"] is None
+    if likely.rate is not None and moving:
+        told.append(f"{likely.rate:.1f}/s")
+    told.append(f"${batch['cost_nano_usd'] / 1e9:.6f} so far")
+    if likely.cost is not None and going:
+        told.append(f"about ${likely.cost / 1e9:.6f} in all")
+    if likely.seconds_left is not None and moving:
+        told.append(f"done in about {span(likely.seconds_left)}")
+    return ", ".join(told)
+
+
+def span(seconds: float) -> str:
+    """A length of time for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5_400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
+
+
+def state(batch: BatchDoc) -> str:
+    """Its status, and why it does not move."""
+    if batch["live"] and batch["paused"] is not None:
+        return f"{batch['status']}, paused ({batch['paused']['by']})"
+    return batch["status"]
+
+
+def advice(batch: BatchDoc) -> str | None:
+    """What a person may have to do."""
+    if batch["error"] is not None:
+        return f"{batch['error']['message']} {batch['error']['hint']}"
+    if batch["live"]:
+        return _advice_while_live(batch)
+    if batch["entries"] == batch["counts"]["succeeded"]:
+        return None
+    why = f"'agentq batch results {batch['_id']} --only errors' says why"
+    if batch["entries"] > batch["counts"]["succeeded"] + batch["counts"]["bad"]:
+        return f"{why}; 'agentq batch retry {batch['_id']}' hands in again what could be read."
+    return f"{why}."
+
+
+def _advice_while_live(batch: BatchDoc) -> str | None:
+    if batch["status"] == "validating":
+        return "Not all of its lines are on disk yet: nothing runs. Submitting the same file again goes on."
+    if batch["paused"] is None:
+        return None
+    if batch["paused"]["by"] == "person":
+        return f"'agentq batch resume {batch['_id']}' goes on."
+    return (
+        f"The budget of ${(batch['budget_nano_usd'] or 0) / 1e9:g} has no room for another line. "
+        f"'agentq batch budget {batch['_id']} USD' raises it and goes on."
+    )
+
+
+def describe(batch: BatchDoc, in_flight: int, now: datetime) -> list[str]:
+    """A batch in a few lines."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in batch["counts"].items() if count)
+    submitted = batch["submitted"]
+    lines = [
+        f"batch     {batch['_id']}  {state(batch)}",
+        f"file      {batch['source']['name']}, {submitted['good']:,} requests, {submitted['bad']:,} bad lines",
+        f"progress  {headline(batch, in_flight, now)}",
+        f"ended     {counts or 'none'}",
+    ]
+    if batch["waste_nano_usd"]:
+        lines.append(f"waste     ${batch['waste_nano_usd'] / 1e9:.6f} of the cost, for calls whose answers were lost")
+    if batch["budget_nano_usd"] is not None:
+        lines.append(f"budget    ${batch['budget_nano_usd'] / 1e9:g}")
+    if batch["complete_by"] is not None:
+        lines.append(f"window    until {batch['complete_by']:%Y-%m-%d %H:%M:%S} UTC")
+    if batch["retry_of"] is not None:
+        lines.append(f"retry of  {batch['retry_of']}")
+    return lines + ([advised] if (advised := advice(batch)) else [])
+
+
+async def watch_batch(store: MongoStore, batch_id: str, *, err: bool = False) -> int:
+    """Until it has ended, or its budget stops it. 0 when it completed. ``err``: on standard error."""
+    show = _Bar(err) if (sys.stderr if err else sys.stdout).isatty() else _Plain(err)
+    pace = Pace()
+    with show:
+        while True:
+            batch = await store.batches.load(batch_id)
+            assert batch is not None, "batches are never removed"
+            in_flight = await store.batches.in_flight(batch_id) if batch["live"] else 0
+            over = batch["status"] in ENDED or (batch["paused"] is not None and batch["paused"]["by"] == "budget")
+            show.update(
+                batch, headline(batch, in_flight, store.now(), pace.rate(time.monotonic(), batch["entries"])), over
+            )
+            if over:
+                break
+            await asyncio.sleep(POLL_S)
+    click.echo(f"{batch_id}: {state(batch)}", err=err)
+    if advised := advice(batch):
+        click.echo(advised, err=err)
+    return 0 if batch["status"] == "completed" else 1
+
+
+class _Plain:
+    """A line when something has changed, every few seconds at most, and the last one."""
+
+    def __init__(self, err: bool) -> None:
+        self._err = err
+        self._said = ""
+        self._at = -PLAIN_EVERY_S
+
+    def __enter__(self) -> None:
+        """Nothing to open."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def update(self, batch: BatchDoc, text: str, last: bool) -> None:
+        line, at = f"{state(batch)}: {text}", time.monotonic()
+        if line != self._said and (last or at - self._at >= PLAIN_EVERY_S):
+            click.echo(line, err=self._err)
+            self._said, self._at = line, at
+
+
+class _Bar:
+    """One bar that is drawn over and over."""
+
+    def __init__(self, err: bool) -> None:
+        from rich.console import Console  # noqa: PLC0415 - only where there is a terminal
+        from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+        columns = TextColumn("{task.fields[state]}"), BarColumn(bar_width=None), TextColumn("{task.description}")
+        self._progress = Progress(*columns, console=Console(stderr=err))
+        self._task = self._progress.add_task("", total=None, state="")
+
+    def __enter__(self) -> None:
+        self._progress.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, batch: BatchDoc, text: str, last: bool) -> None:  # noqa: ARG002 - as _Plain
+        self._progress.update(
+            self._task, completed=batch["entries"], total=batch["total"], description=text, state=state(batch)
+        )
