@@ -1,0 +1,108 @@
+"""What the admission learns from runs in flight: how fast the pools are, what runs did cost, how many went a minute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from agentq.protocol import LEAST_COST, UNKNOWN_COST, Pool, Priority
+from agentq.store.backlog import Backlog
+
+SMOOTH_S = 5.0  # throughput is an average over about so many seconds
+LEARN = 0.05  # how much one run moves what its workflow is taken to cost
+MINUTE_S = 60
+
+Flight = tuple[Pool, Priority, str, int]
+
+
+class Flights:
+    """Runs in flight as last seen; those that are gone have ended."""
+
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+        self._seen: dict[str, Flight] = {}
+        self._rates: dict[Pool, float] = {}
+        self._class_rates: dict[Priority, float] = {}
+        self._costs: dict[str, int] = {}
+        self._looked: float | None = None
+
+    def load(self, told: dict[str, Any]) -> None:
+        """Go on from what a leader before has told."""
+        self._costs = {one["workflow"]: one["cost"] for one in told.get("costs", [])}
+
+    def admitted(self, run_id: str, pool: Pool, priority: Priority, flow: str, cost: int) -> None:
+        self._seen[run_id] = pool, priority, flow, cost
+
+    def rate(self, pool: Pool) -> float:
+        """Runs that ended a second, of those that entered here."""
+        return self._rates.get(pool, 0.0)
+
+    async def look(self, now: float) -> list[tuple[Pool, Priority, str, int]]:
+        """See what has ended: pool, class, flow and the actual less the estimated cost of each."""
+        flying = await self._backlog.flying()
+        gone = [run_id for run_id in self._seen if run_id not in flying]
+        ended = await self._backlog.ended(gone) if gone else {}
+        before, self._seen = self._seen, flying
+        self._measure([before[run_id] for run_id in ended], now)
+        found = []
+        for run_id, one in ended.items():
+            actual = max(LEAST_COST, one.cost)
+            known = self._costs.get(one.workflow)
+            self._costs[one.workflow] = actual if known is None else round(known + LEARN * (actual - known))
+            pool, priority, flow, estimate = before[run_id]
+            found.append((pool, priority, flow, actual - max(1, estimate)))
+        return found
+
+    def _measure(self, ended: list[Flight], now: float) -> None:
+        if self._looked is not None and now > self._looked:
+            passed = now - self._looked
+            part = 1 - math.exp(-passed / SMOOTH_S)
+            for pool in {*self._rates, *(one[0] for one in ended)}:
+                count = sum(one[0] == pool for one in ended) / passed
+                known = self._rates.get(pool)
+                self._rates[pool] = count if not known else known + part * (count - known)
+            for priority in {*self._class_rates, *(one[1] for one in ended)}:
+                count = sum(one[1] == priority for one in ended) / passed
+                average = self._class_rates.get(priority, count)
+                self._class_rates[priority] = average + part * (count - average)
+        self._looked = now
+
+    def told(self) -> dict[str, Any]:
+        """What clients estimate by: the cost of a workflow's run, and how many runs of a class end a second."""
+        costs = [{"workflow": name, "cost": cost} for name, cost in self._costs.items()]
+        return {"costs": costs, "unknown_cost": UNKNOWN_COST, "rates": dict(self._class_rates)}
+
+
+class Rates:
+    """Admissions in the last minute by tenant or flow, in whole seconds: counted before they happen, so that a crash
+    leaves too many counted, never too few."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[int, int]] = {}
+
+    def count(self, names: Iterable[str], second: int) -> bool:
+        """Count one admission for each name; False if there was none."""
+        counted = False
+        for name in names:
+            seconds = self._counts.setdefault(name, {})
+            seconds[second] = seconds.get(second, 0) + 1
+            counted = True
+        return counted
+
+    def recent(self, name: str, second: int) -> int:
+        """Admissions in the last minute."""
+        seconds = {then: count for then, count in self._counts.get(name, {}).items() if second - then <= MINUTE_S}
+        self._counts[name] = seconds
+        return sum(seconds.values())
+
+    def load(self, doc: dict[str, Any]) -> None:
+        self._counts = {one["name"]: dict(one["seconds"]) for one in doc.get("counts", [])}
+
+    def dump(self) -> dict[str, Any]:
+        """Names may hold dots and dollar signs, so they are values."""
+        return {
+            "counts": [
+                {"name": name, "seconds": [*map(list, seconds.items())]} for name, seconds in self._counts.items()
+            ]
+        }

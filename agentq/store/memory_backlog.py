@@ -1,0 +1,139 @@
+"""The backlog in memory, for unit tests: the same promises as MongoDB's, checked by the same contract suite."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from agentq.engine.admission import CLASSES, Waiting
+from agentq.protocol import HINT_GRACE, START_STEP, TERMINAL, Pool, Priority
+from agentq.store import documents
+from agentq.store.backlog import Ended, Flying, Limit, routes_of
+from agentq.store.memory import MemoryStore
+from schemas.run import RunDoc
+
+Doc = dict[str, Any]
+
+
+class MemoryBacklog:
+    """``agentq.store.backlog.Backlog`` beside a store in memory. Recurring requests need the real one."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._leader: tuple[str, datetime] | None = None
+        self._notes: dict[str, Doc] = {}
+        self.known_limits: dict[str, Limit] = {}
+
+    def now(self) -> datetime:
+        return self._store.now()
+
+    async def lead(self, name: str, ms: int) -> bool:
+        if self._leader is not None and self._leader[0] != name and self._leader[1] > self.now():
+            return False
+        self._leader = name, self.now() + timedelta(milliseconds=ms)
+        return True
+
+    def _line(self) -> list[RunDoc]:
+        """All that may be admitted, in order of rank and age."""
+        found = [run for run in self._store.runs.values() if "backlog" in run and "class" in run["backlog"]]
+        return sorted(found, key=lambda run: (run["backlog"]["rank"], run["_id"]))
+
+    async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
+        found: dict[Priority, dict[Pool, list[str]]] = {}
+        for priority in CLASSES:
+            for run in self._line():
+                if run["backlog"].get("class") == priority:
+                    flows = found.setdefault(priority, {}).setdefault(run["pool"], [])
+                    if run["flow"] not in flows:
+                        flows.append(run["flow"])
+        return found
+
+    async def heads(self, priority: Priority, pool: Pool, flow: str, limit: int) -> list[Waiting]:
+        return [
+            Waiting(run["_id"], run["backlog"]["rank"], max(1, run["backlog"]["cost"]))
+            for run in self._line()
+            if (run["backlog"].get("class"), run["pool"], run["flow"]) == (priority, pool, flow)
+            and run["status"] == "queued" and run["cancel"] is None
+        ][:limit]  # fmt: skip
+
+    async def admit(self, run_ids: Sequence[str]) -> set[str]:
+        for run_id in run_ids:
+            run = self._store.runs.get(run_id)
+            if run is None or run["status"] != "queued" or run["cancel"] is not None:
+                continue
+            if "class" not in run.get("backlog", {}):
+                continue
+            now, backlog = self.now(), run["backlog"]
+            run["in_flight"], run["admitted_at"], run["cost"] = True, now, backlog["cost"]
+            run["rev"] += 1
+            run["steps"][START_STEP]["hints"], run["steps"][START_STEP]["hinted_at"] = 1, now
+            run["deadline_at"] = min(run["deadline_at"], now + timedelta(seconds=backlog["wall_s"]))
+            run["next_due"] = now + HINT_GRACE
+            del run["backlog"]
+        found = [run for run_id in run_ids if (run := self._store.runs.get(run_id)) is not None]
+        return {
+            run["_id"]
+            for run in found
+            if run["status"] == "queued" and run["cancel"] is None and run["in_flight"] and "backlog" not in run
+        }
+
+    async def flight(self) -> list[Flying]:
+        counts: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
+        for run in self._store.runs.values():
+            if run.get("in_flight") and "flow" in run:
+                count = counts[run["pool"], run["priority"], run["flow"], run["status"] != "queued"]
+                count[0] += 1
+                count[1] += run["cost"]
+        return [Flying(*key, *count) for key, count in counts.items()]
+
+    async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
+        return {
+            run["_id"]: (run["pool"], run["priority"], run["flow"], run["cost"])  # type: ignore[misc]
+            for run in self._store.runs.values()
+            if run.get("in_flight") and "flow" in run
+        }
+
+    async def ended(self, run_ids: Collection[str]) -> dict[str, Ended]:
+        found = [run for run_id in run_ids if (run := self._store.runs.get(run_id)) is not None]
+        return {
+            run["_id"]: Ended(
+                run["workflow"].get("name", ""),
+                run["usage"].get("cost_nano_usd", 0) + run["waste"].get("cost_nano_usd", 0),
+            )
+            for run in found
+            if run.get("in_flight") is False
+        }
+
+    async def release(self, limit: int) -> int:
+        held = [run for run in self._store.runs.values() if "hold" in run.get("backlog", {})]
+        due = sorted((run for run in held if run["backlog"]["at"] <= self.now()), key=lambda run: run["backlog"]["at"])
+        for run in due[:limit]:
+            if run["conversation"] is None:
+                documents.let_go(run)
+                continue
+            run["backlog"]["hold"] = "turn"
+            name = run["tenant"], run["conversation"]
+            active = self._store.runs.get(self._store.turns.get(name) or "")
+            if self._store.next_turn(*name) == run["_id"] and (active is None or active["status"] in TERMINAL):
+                self._store.turns[name] = run["_id"]
+                documents.let_go(run)
+            else:
+                run["backlog"]["at"] = self.now() + timedelta(seconds=1)
+        return len(due[:limit])
+
+    async def limits(self) -> dict[str, Limit]:
+        return dict(self.known_limits)
+
+    async def routes(self) -> dict[Pool, frozenset[Pool]]:
+        return routes_of(list(self._store.bundles.values()))
+
+    async def remember(self, name: str, doc: Doc) -> None:
+        self._notes[name] = doc
+
+    async def remembered(self, name: str) -> Doc | None:
+        return self._notes.get(name)
+
+    async def schedules(self, limit: int) -> list[Doc]:  # noqa: ARG002 - as the protocol has it
+        return []

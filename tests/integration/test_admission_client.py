@@ -1,0 +1,285 @@
+"""What a client does at the door: turns of a conversation, keys, times, limits; against the real MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from agentq.client import Client
+from agentq.engine import advance
+from agentq.engine.audit import check
+from agentq.engine.commit import plan
+from agentq.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, QueueFull
+from agentq.protocol import Request
+from agentq.runtime.runtime import finish
+from agentq.schedule import next_time
+from agentq.store.limits import Limits
+from agentq.store.mongo import MongoStore
+from schemas.run import RUN, RunDoc
+from tests.unit.runtime.world import Shop, make_bundle
+
+pytestmark = pytest.mark.servers
+
+BUNDLE = make_bundle(Shop().toolbox())
+
+
+@pytest.fixture
+async def store(mongo_url: str, database: str) -> AsyncIterator[MongoStore]:
+    made = MongoStore(mongo_url, database)
+    await made.open()
+    await made.register([BUNDLE])
+    yield made
+    await made._client.drop_database(database)
+    await made.close()
+
+
+@pytest.fixture
+def client(store: MongoStore, mongo_url: str, database: str) -> Iterator[Client]:
+    with Client(mongo_url, None, database) as client:
+        yield client
+
+
+async def load(store: MongoStore, run_id: str) -> RunDoc:
+    run = await store.load(run_id)
+    assert run is not None
+    RUN.validate_python(run)
+    assert check(run_id, run["audit"], run["events"]) == []
+    return run
+
+
+async def end(store: MongoStore, run_id: str) -> None:
+    """The run is cancelled, with all that follows an end."""
+
+    async def reply(run: RunDoc) -> None:
+        """Nobody waits."""
+
+    run = await load(store, run_id)
+    planned = plan(run, advance.cancel(run, 1), now=store.now())
+    await store.commit(planned)
+    await finish(store, reply, planned.after)
+
+
+async def gate(store: MongoStore, **told: Any) -> None:
+    """What the leader of the admission tells."""
+    doc = {"at": store.now(), "waiting": [], "room": 100, "capped": [], "lines": {}, **told}
+    await store.backlog.remember("gate", doc)
+
+
+async def test_without_an_admission_all_goes_straight_but_batches(client: Client, store: MongoStore) -> None:
+    for priority in ("interactive", "standard"):
+        run = client.submit("x", priority=priority)
+        assert (run.position, run.estimated_start_s) == (0, 0.0)
+        assert "backlog" not in await load(store, run.run_id)
+    run = client.submit("x", priority="batch", urgency=8)
+    stored = await load(store, run.run_id)
+    assert stored["backlog"]["rank"] == 1
+    assert stored["steps"]["s1"]["hints"] == 0
+    assert not stored["in_flight"]
+
+
+async def test_an_old_word_of_the_leader_counts_as_none(client: Client, store: MongoStore) -> None:
+    await gate(store, waiting=["standard"], at=store.now() - timedelta(minutes=1))
+    assert client.submit("x").position == 0
+
+
+async def test_while_others_wait_or_there_is_no_room_requests_wait_too(client: Client, store: MongoStore) -> None:
+    await gate(store, waiting=["standard"], room=2, capped=["poor", "rich|small"], rates={"standard": 2.0})
+    waits = [client.submit("x") for _ in range(3)]
+    assert [run.position for run in waits] == [0, 1, 2]
+    assert waits[2].estimated_start_s == 1.5
+    urgent = client.submit("x", urgency=9)
+    assert (urgent.position, waits[0].position) == (0, 1)
+    straight = [client.submit("x", priority="interactive", tenant="rich") for _ in range(3)]
+    flying = [(await load(store, run.run_id))["in_flight"] for run in straight]
+    assert flying == [True, True, False], "there was room for two"
+    for request in ({"tenant": "poor"}, {"tenant": "rich", "key": "small"}):
+        run = client.submit("x", priority="interactive", **request)
+        assert not (await load(store, run.run_id))["in_flight"]
+
+
+async def test_over_the_queue_limit_a_request_is_refused_with_a_time_to_come_back(
+    client: Client, store: MongoStore
+) -> None:
+    await gate(store, lines={"t": 3}, rates={"batch": 0.5})
+    for _ in range(3):
+        client.submit("x", tenant="t", priority="batch")
+    with pytest.raises(QueueFull) as caught:
+        client.submit("x", tenant="t", priority="batch")
+    assert caught.value.code == "queue_full"
+    assert 1 <= caught.value.retry_after_s <= 60
+    assert caught.value.as_dict()["retry_after_s"] == caught.value.retry_after_s
+    many = list(client.submit_many([{"input": "x", "tenant": "t"}, {"input": "x", "tenant": "u"}]))
+    assert isinstance(many[0], QueueFull)
+    assert not isinstance(many[1], Exception)
+
+
+async def test_enqueue_the_next_turn_waits_until_the_one_before_has_ended(client: Client, store: MongoStore) -> None:
+    runs = [client.submit("x", conversation="c") for _ in range(3)]
+    docs = [await load(store, run.run_id) for run in runs]
+    assert [doc["turn"] for doc in docs] == [1, 2, 3]
+    assert ["backlog" in doc for doc in docs] == [False, True, True]
+    await end(store, runs[0].run_id)
+    assert (await load(store, runs[1].run_id))["backlog"]["class"] == "standard"
+    assert (await load(store, runs[2].run_id))["backlog"]["hold"] == "turn"
+    other = client.submit("x", conversation="c", tenant="another")
+    assert "backlog" not in await load(store, other.run_id)
+
+
+async def test_after_an_end_the_next_request_of_the_conversation_goes_straight(
+    client: Client, store: MongoStore
+) -> None:
+    """Also where nobody has looked after the end yet."""
+    first = client.submit("x", conversation="c")
+    run = await load(store, first.run_id)
+    await store.commit(plan(run, advance.cancel(run, 1), now=store.now()))
+    assert "backlog" not in await load(store, client.submit("x", conversation="c").run_id)
+
+
+async def test_reject_refuses_while_a_run_of_the_conversation_is_under_way(client: Client, store: MongoStore) -> None:
+    first = client.submit("x", conversation="c")
+    with pytest.raises(Conflict) as caught:
+        client.submit("x", conversation="c", conversation_policy="reject")
+    assert caught.value.code == "conversation_busy"
+    assert caught.value.details["run_id"] == first.run_id
+    await end(store, first.run_id)
+    client.submit("x", conversation="c", conversation_policy="reject")
+
+
+async def test_interrupt_cancels_the_run_under_way_and_goes_next(client: Client, store: MongoStore) -> None:
+    first = client.submit("x", conversation="c")
+    second = client.submit("x", conversation="c")
+    third = client.submit("x", conversation="c", conversation_policy="interrupt")
+    cancelled = await load(store, first.run_id)
+    assert cancelled["cancel"] is not None
+    assert cancelled["cancel"]["reason"] == "interrupted by a newer request"
+    await end(store, first.run_id)
+    assert "class" in (await load(store, third.run_id))["backlog"]
+    assert "hold" in (await load(store, second.run_id))["backlog"]
+
+
+async def test_merge_joins_the_turn_that_still_waits(client: Client, store: MongoStore) -> None:
+    client.submit("one", conversation="c")
+    second = client.submit("two", conversation="c", conversation_policy="merge")
+    third = client.submit("three", conversation="c", conversation_policy="merge", idempotency_key="k")
+    assert third.run_id == second.run_id
+    run = await load(store, second.run_id)
+    assert run["input"] == "two\n\nthree"
+    assert [event["type"] for event in run["events"]] == ["run.accepted", "run.merged"]
+    again = client.submit("three", conversation="c", conversation_policy="merge", idempotency_key="k")
+    assert again.run_id == second.run_id
+    assert (await load(store, second.run_id))["input"] == "two\n\nthree", "once"
+    with pytest.raises(IdempotencyConflict):
+        client.submit("four", conversation="c", conversation_policy="merge", idempotency_key="k")
+    large = client.submit("y" * 262_140, conversation="c", conversation_policy="merge")
+    assert large.run_id != second.run_id, "too long together: the next turn"
+
+
+async def test_a_request_that_was_known_leaves_the_conversation_free(client: Client, store: MongoStore) -> None:
+    first = client.submit("x", conversation="c", idempotency_key="k")
+    await end(store, first.run_id)
+    assert client.submit("x", conversation="c", idempotency_key="k").run_id == first.run_id
+    assert "backlog" not in await load(store, client.submit("x", conversation="c").run_id)
+
+
+async def test_debounce_only_the_last_of_a_flurry_runs(client: Client, store: MongoStore) -> None:
+    runs = [client.submit(f"edit {number}", debounce_key="doc-7", debounce_s=30.0) for number in range(5)]
+    assert len({run.run_id for run in runs}) == 1
+    run = await load(store, runs[0].run_id)
+    assert run["input"] == "edit 4"
+    assert run["backlog"]["hold"] == "time"
+    assert timedelta(seconds=20) < run["backlog"]["at"] - store.now() <= timedelta(seconds=30)
+    other = client.submit("edit", debounce_key="doc-7", tenant="another")
+    assert other.run_id != runs[0].run_id
+
+
+async def test_singleton_one_lives_at_a_time(client: Client, store: MongoStore) -> None:
+    first = client.submit("x", singleton_key="report")
+    assert client.submit("y", singleton_key="report").run_id == first.run_id
+    many = list(client.submit_many([{"input": "z", "singleton_key": "report"}] * 2))
+    assert [getattr(one, "run_id", one) for one in many] == [first.run_id] * 2
+    await end(store, first.run_id)
+    assert client.submit("y", singleton_key="report").run_id != first.run_id
+
+
+async def test_times_are_kept_in_mongodb(client: Client, store: MongoStore) -> None:
+    at = datetime.now(UTC) + timedelta(hours=2)
+    run = client.submit("x", at=at, expires_at=(at + timedelta(hours=1)).isoformat())
+    stored = await load(store, run.run_id)
+    assert stored["backlog"]["hold"] == "time"
+    assert abs(stored["deadline_at"] - at - timedelta(hours=1)) < timedelta(seconds=1)
+    assert stored["next_due"] == stored["deadline_at"]
+    assert run.estimated_start_s == pytest.approx(7200, abs=5)
+    past = client.submit("x", at=datetime.now(UTC) - timedelta(hours=1))
+    assert "backlog" not in await load(store, past.run_id)
+
+
+async def test_a_recurring_request_is_handed_in_once_a_time(client: Client, store: MongoStore) -> None:
+    schedule_id = client.schedule({"input": "report", "tenant": "t"}, "*/5 * * * *", "Europe/Zurich")
+    assert await store.backlog.schedules(10) == []
+    (schedule,) = client.schedules()
+    due = store.now() - timedelta(minutes=20)
+    await store.backlog._schedules.update_one({"_id": schedule_id}, {"$set": {"due": due}})
+    (late,) = await store.backlog.schedules(10)
+    client.hand_in(late)
+    client.hand_in(late)  # another scheduler, or after a crash
+    found = await store.latest({"tenant": "t"}, 10)
+    assert [run["input"] for run in found] == ["report"]
+    (schedule,) = client.schedules()
+    assert schedule["due"] > store.now(), "times that were missed are made up for once"
+    assert schedule["last_run"] == found[0]["_id"]
+    client.drop_schedule(schedule_id)
+    assert client.schedules() == []
+    with pytest.raises(NotFound):
+        client.drop_schedule(schedule_id)
+
+
+def test_what_means_nothing_is_refused(client: Client) -> None:
+    for cron, zone, code in (
+        ("61 * * * *", "UTC", "bad_cron"),
+        ("* * *", "UTC", "bad_cron"),
+        ("0 0 30 2 *", "UTC", "bad_cron"),
+        ("0 9 * * *", "Mars/Olympus", "bad_timezone"),
+        ("0 9 * * *", "../../etc/passwd", "bad_timezone"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            client.schedule({"input": "x"}, cron, zone)
+        assert caught.value.code == code, cron
+    with pytest.raises(InvalidRequest) as caught:
+        client.accept(Request(input="x", singleton_key="s"), reply={"task_id": "t"})
+    assert caught.value.code == "not_for_ask"
+
+
+def test_cron_follows_the_clocks_of_its_time_zone() -> None:
+    winter = next_time("30 9 * * *", "Europe/Zurich", datetime(2026, 1, 1, tzinfo=UTC))
+    summer = next_time("30 9 * * *", "Europe/Zurich", datetime(2026, 7, 1, tzinfo=UTC))
+    assert (winter, summer) == (datetime(2026, 1, 1, 8, 30, tzinfo=UTC), datetime(2026, 7, 1, 7, 30, tzinfo=UTC))
+
+
+async def test_limits_change_with_their_event_and_any_edit_of_the_chain_shows(store: MongoStore) -> None:
+    limits = Limits(store, "ada")
+    await limits.set("acme", {"weight": 3.0, "in_flight": 10})
+    await limits.set("acme", {"in_flight": None, "spend": 5})
+    await limits.set("acme|k1", {"per_minute": 60})
+    assert (await limits.all())["acme"] == (3.0, None, 5, None, None)
+    assert (await store.backlog.limits()).keys() == {"acme", "acme|k1"}
+    await limits.clear("acme")
+    with pytest.raises(NotFound):
+        await limits.clear("acme")
+    with pytest.raises(InvalidRequest):
+        await limits.set("acme", {"weight": 0.0})
+    events, problems = await limits.history()
+    assert problems == []
+    assert [(event["type"], event["data"]["by"], event["data"]["name"]) for event in events] == [
+        ("limits.set", "ada", "acme"), ("limits.set", "ada", "acme"), ("limits.set", "ada", "acme|k1"),
+        ("limits.cleared", "ada", "acme"),
+    ]  # fmt: skip
+    assert events[1]["data"]["before"] == {"weight": 3.0, "in_flight": 10}
+    assert events[1]["data"]["after"] == {"weight": 3.0, "spend": 5}
+    log = store.runs.database["limits_audit"]
+    await log.update_one({"_id": "limits:000002"}, {"$set": {"data.by": "eve"}})
+    assert (await limits.history())[1]
+    await log.delete_one({"_id": "limits:000004"})
+    assert len((await limits.history())[1]) > 1

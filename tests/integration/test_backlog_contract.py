@@ -1,0 +1,239 @@
+"""What every backlog promises, run against memory and against the real MongoDB."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from agentq.engine import advance
+from agentq.engine.commit import Grant, plan
+from agentq.engine.recovery import look
+from agentq.protocol import Hint, Request, new_run
+from agentq.runtime.admission import Admission
+from agentq.store.api import Store, Verdict
+from agentq.store.backlog import Backlog, Limit
+from agentq.store.memory import MemoryStore
+from agentq.store.memory_backlog import MemoryBacklog
+from agentq.store.mongo import MongoStore
+from schemas.run import RUN, RunDoc
+from tests.unit.runtime.world import Shop, make_bundle
+
+BUNDLE = make_bundle(Shop().toolbox())
+
+
+@dataclass
+class Bench:
+    store: Any
+    backlog: Any
+
+    async def born(self, run_id: str, *, turn: int | None = None, hold: str | None = None, waits: bool = True,
+                   cost: int = 1_000_000, **fields: Any) -> str:  # fmt: skip
+        doc = new_run(
+            Request(input="hello", **fields), BUNDLE.registered(), run_id=run_id, now=self.store.now(), turn=turn,
+            hold=hold, waits=waits, cost=cost,
+        )  # fmt: skip
+        RUN.validate_python(doc)
+        await self.store.record(doc)
+        return run_id
+
+    async def run(self, run_id: str) -> RunDoc:
+        found = await self.store.load(run_id)
+        assert found is not None
+        RUN.validate_python(found)
+        return found
+
+    async def end(self, run_id: str) -> RunDoc:
+        run = await self.run(run_id)
+        ended = plan(run, advance.cancel(run, 1), now=self.store.now())
+        assert await self.store.commit(ended) is Verdict.APPLIED
+        return await self.run(run_id)
+
+    async def limit(self, name: str, **limit: Any) -> None:
+        if isinstance(self.backlog, MemoryBacklog):
+            self.backlog.known_limits[name] = Limit(**limit)
+        else:
+            await self.backlog._limits.replace_one({"_id": name}, limit, upsert=True)
+
+
+@pytest.fixture(params=["memory", pytest.param("mongo", marks=pytest.mark.servers)])
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    if request.param == "memory":
+        memory = MemoryStore(lambda: datetime.now(UTC).replace(microsecond=0))
+        await memory.register([BUNDLE])
+        yield Bench(memory, MemoryBacklog(memory))
+        return
+    mongo = MongoStore(request.getfixturevalue("mongo_url"), request.getfixturevalue("database"))
+    await mongo.open()
+    await mongo.register([BUNDLE])
+    yield Bench(mongo, mongo.backlog)
+    await mongo._client.drop_database(mongo._db.name)
+    await mongo.close()
+
+
+def _protocols(bench: Bench) -> tuple[Store, Backlog]:
+    """Both implementations fit the protocols, for mypy."""
+    return bench.store, bench.backlog
+
+
+async def test_a_waiting_run_is_nobodys_before_it_is_admitted(bench: Bench) -> None:
+    """No claim, no hint from the scheduler, nothing published again when the broker lost its data."""
+    await bench.born("r1")
+    run = await bench.run("r1")
+    assert await bench.store.claim(Hint("r1", "s1", 1), Grant("t", "w", 1000)) is None
+    assert look(run, bench.store.now() + timedelta(days=1), 5, {}) is None
+    assert [run["_id"] async for run in bench.store.live()] == []
+    assert await bench.store.due(10) == []
+
+
+async def test_a_run_is_admitted_once_and_may_then_be_claimed(bench: Bench) -> None:
+    await bench.born("r1")
+    before = await bench.run("r1")
+    admitted = await asyncio.gather(*(bench.backlog.admit(["r1", "r9"]) for _ in range(3)))
+    assert all(found == {"r1"} for found in admitted)
+    run = await bench.run("r1")
+    assert run["rev"] == before["rev"] + 1
+    assert "backlog" not in run
+    assert run["in_flight"]
+    assert run["steps"]["s1"]["hints"] == 1
+    assert run["deadline_at"] <= bench.store.now() + timedelta(seconds=BUNDLE.registered()["max_wall_s"])
+    assert await bench.store.claim(Hint("r1", "s1", 1), Grant("t", "w", 30_000)) is not None
+    assert await bench.backlog.admit(["r1"]) == set(), "nobody lets in what is under way"
+
+
+async def test_a_cancelled_run_is_not_admitted(bench: Bench) -> None:
+    await bench.born("r1")
+    run = await bench.run("r1")
+    stored = {**run, "cancel": {"reason": "", "at": bench.store.now()}}
+    if isinstance(bench.store, MemoryStore):
+        bench.store.insert(stored)
+    else:
+        await bench.store.runs.replace_one({"_id": "r1"}, stored)
+    assert await bench.backlog.admit(["r1"]) == set()
+    act = look(await bench.run("r1"), bench.store.now(), 5, {})
+    assert act is not None
+    assert act.decision.status == "cancelled"
+
+
+async def test_a_run_that_waits_past_its_deadline_expires(bench: Bench) -> None:
+    await bench.born("r1", deadline_s=5.0)
+    run = await bench.run("r1")
+    act = look(run, run["deadline_at"], 5, {})
+    assert act is not None
+    await bench.store.commit(plan(run, act.decision, now=bench.store.now()))
+    ended = await bench.run("r1")
+    assert ended["status"] == "failed"
+    assert ended["error"] is not None
+    assert ended["error"]["code"] == "expired"
+    assert "backlog" not in ended
+    assert await bench.backlog.waiting() == {}
+
+
+async def test_heads_come_by_urgency_then_age_and_flows_by_class_and_pool(bench: Bench) -> None:
+    await bench.born("r1", tenant="a")
+    await bench.born("r2", tenant="a", urgency=9)
+    await bench.born("r3", tenant="a", key="k", priority="batch")
+    await bench.born("r4", tenant="b", priority="batch")
+    waiting = await bench.backlog.waiting()
+    assert {p: {q: sorted(f) for q, f in pools.items()} for p, pools in waiting.items()} == {
+        "standard": {"router": ["a"]}, "batch": {"router": ["a|k", "b"]},
+    }  # fmt: skip
+    heads = await bench.backlog.heads("standard", "router", "a", 10)
+    assert [head.run_id for head in heads] == ["r2", "r1"]
+
+
+async def test_what_is_in_flight_is_counted_until_the_commit_that_ends_it(bench: Bench) -> None:
+    await bench.born("r1", tenant="a", cost=5)
+    await bench.born("r2", tenant="a", waits=False, cost=7)
+    await bench.backlog.admit(["r1"])
+    await bench.store.claim(Hint("r2", "s1", 1), Grant("t", "w", 30_000))
+    flight = {(one.flow, one.taken): (one.runs, one.cost) for one in await bench.backlog.flight()}
+    assert flight == {("a", False): (1, 5), ("a", True): (1, 7)}
+    assert sorted(await bench.backlog.flying()) == ["r1", "r2"]
+    ended = await bench.end("r2")
+    assert ended["in_flight"] is False
+    assert sorted(await bench.backlog.flying()) == ["r1"]
+    assert list(await bench.backlog.ended(["r1", "r2"])) == ["r2"]
+
+
+async def test_a_run_of_the_future_may_be_admitted_when_its_time_has_come(bench: Bench) -> None:
+    soon = bench.store.now() + timedelta(seconds=60)
+    await bench.born("r1", at=soon)
+    await bench.born("r2", delay_s=1.0)
+    assert await bench.backlog.waiting() == {}
+    assert await bench.backlog.release(10) == 0
+    await asyncio.sleep(2.1)
+    assert await bench.backlog.release(10) == 1
+    assert list(await bench.backlog.waiting()) == ["standard"]
+    assert (await bench.run("r1"))["backlog"].get("hold") == "time"
+
+
+async def test_the_turns_of_a_conversation_go_one_after_the_other(bench: Bench) -> None:
+    for turn in (1, 2, 3):
+        await bench.born(f"r{turn}", conversation="c", turn=turn, hold="turn")
+    await bench.backlog.release(10)
+    assert [head.run_id for head in await bench.backlog.heads("standard", "router", "default", 10)] == ["r1"]
+    for turn in (1, 2, 3):
+        assert await bench.backlog.admit(["r1", "r2", "r3"]) == {f"r{turn}"}
+        await bench.store.pass_turn(await bench.end(f"r{turn}"))
+
+
+async def test_an_interrupting_turn_goes_before_those_that_wait(bench: Bench) -> None:
+    await bench.born("r1", conversation="c", turn=1, hold="turn")
+    await bench.backlog.release(10)
+    await bench.born("r2", conversation="c", turn=2, hold="turn")
+    await bench.born("r3", conversation="c", turn=3, hold="turn", conversation_policy="interrupt")
+    await bench.backlog.admit(["r1"])
+    await bench.store.pass_turn(await bench.end("r1"))
+    assert [head.run_id for head in await bench.backlog.heads("standard", "router", "default", 10)] == ["r3"]
+
+
+async def test_one_leads_until_its_lease_is_out(bench: Bench) -> None:
+    assert await bench.backlog.lead("a", 1_500)
+    assert await bench.backlog.lead("a", 1_500)
+    assert not await bench.backlog.lead("b", 1_500)
+    await asyncio.sleep(2.6)
+    assert await bench.backlog.lead("b", 1_500)
+    assert not await bench.backlog.lead("a", 1_500)
+
+
+async def test_routes_are_known_from_the_registered_workflows(bench: Bench) -> None:
+    assert await bench.backlog.routes() == {"router": {"router", "specialist", "critic", "tools"}}
+
+
+async def test_the_admission_fills_the_window_and_keeps_caps_whoever_leads(bench: Bench) -> None:
+    """A tick lets in what fits; another leader goes on from what is stored: nothing twice, no cap exceeded."""
+    for index in range(30):
+        await bench.born(f"r{index:02d}", tenant=("a", "b", "c")[index % 3], priority="batch")
+    await bench.limit("a", in_flight=3)
+    await bench.limit("b", per_minute=4)
+    published: list[str] = []
+
+    async def publish(hints: Any) -> None:
+        published.extend(hint.run_id for _, hint in hints)
+
+    async def queues() -> dict[Any, Any]:
+        return {}
+
+    for name in ("one", "two", "three"):
+        admission = Admission(bench.backlog, queues, publish, name=name, window=14)
+        assert await bench.backlog.lead(name, 0)
+        admission._leads_until = admission._clock() + 60
+        await admission._recall()
+        await admission.tick()
+        await admission.tick()
+        await asyncio.sleep(1.01 if name == "one" else 0)
+    assert len(published) == len(set(published)) == 14
+    tenants = [(await bench.run(run_id))["tenant"] for run_id in published]
+    assert tenants.count("a") == 3
+    assert tenants.count("b") == 4
+    assert tenants.count("c") == 7
+    gate = await bench.backlog.remembered("gate")
+    assert gate is not None
+    assert gate["waiting"] == ["batch"]
+    assert gate["room"] == 0
+    assert gate["capped"] == ["a", "b"]

@@ -1,0 +1,313 @@
+"""The admission's decision: nobody starves, shares follow weights, room is used, quotas hold."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentq.engine.admission import CLASSES, SHARES, Books, Line, Quota, Waiting, correct, decide, tenant_of
+from agentq.engine.window import AIM_S, LEAST, Sight, Window, adapt
+from agentq.protocol import Priority
+
+WIDE = 10**9
+
+
+def line(tenant: str, costs: list[int], *, rank: int = 4, more: bool = False) -> Line:
+    return Line([Waiting(f"{tenant}-{index:06d}", rank, cost) for index, cost in enumerate(costs)], more)
+
+
+@dataclass
+class Backlog:
+    """Endless lines of costs, shown a few heads at a time, as a store would."""
+
+    costs: dict[tuple[Priority, str], Any]
+    shown: int = 5
+    taken: Counter[tuple[Priority, str]] = field(default_factory=Counter)
+    spent: Counter[tuple[Priority, str]] = field(default_factory=Counter)
+
+    def lines(self) -> dict[Priority, dict[str, Line]]:
+        found: dict[Priority, dict[str, Line]] = {}
+        for (priority, flow), cost in self.costs.items():
+            first = self.taken[priority, flow]
+            heads = [Waiting(f"{flow}-{number:07d}", 4, cost(number)) for number in range(first, first + self.shown)]
+            found.setdefault(priority, {})[flow] = Line(heads, more=True)
+        return found
+
+    def admit(self, books: Books, count: int, **options: Any) -> Books:
+        while count > 0:
+            options.setdefault("window", WIDE)
+            options.setdefault("flight", {})
+            decision = decide(books, self.lines(), limit=count, **options)
+            for priority, flow, run in decision.admitted:
+                self.taken[priority, flow] += 1
+                self.spent[priority, flow] += run.cost
+            if not decision.admitted:
+                assert decision.wanted, "there is room and work, and nothing was admitted"
+                self.shown += 5
+            count -= len(decision.admitted)
+            books = decision.books
+        return books
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_over_ten_thousand_decisions_each_tenant_gets_its_weight_in_cost_within_five_percent(seed: int) -> None:
+    """Whatever its runs cost and however long its backlog is."""
+    rng = random.Random(seed)
+    weights = {f"t{index}": rng.choice((0.5, 1.0, 2.0, 3.0, 7.0)) for index in range(10)}
+    scale = {tenant: rng.choice((1_000, 50_000, 1_000_000)) for tenant in weights}
+    backlog = Backlog(
+        {
+            ("batch", tenant): (lambda number, tenant=tenant: 1 + number * 7919 % (2 * scale[tenant]))
+            for tenant in weights
+        }
+    )
+    backlog.shown = 60
+    backlog.admit(Books(), 10_000, weights=weights)
+    total, heavy = sum(backlog.spent.values()), sum(weights.values())
+    dearest = 2 * max(scale.values())
+    for tenant, weight in weights.items():
+        fair = total * weight / heavy
+        assert abs(backlog.spent["batch", tenant] - fair) <= 0.05 * fair + dearest * max(1.0, weight)
+
+
+def test_weights_of_three_to_one_share_three_to_one_whatever_the_backlogs() -> None:
+    backlog = Backlog({("batch", "a"): lambda _: 1_000, ("batch", "b"): lambda _: 1_000})
+    backlog.admit(Books(), 10_000, weights={"a": 3.0, "b": 1.0})
+    assert backlog.taken["batch", "a"] == pytest.approx(7_500, abs=2)
+
+
+def test_the_actual_cost_corrects_a_wrong_estimate() -> None:
+    """One tenant's runs cost five times what was estimated: over time it gets a fifth of the runs, half of the cost."""
+    backlog = Backlog({("batch", "cheap"): lambda _: 1_000, ("batch", "dear"): lambda _: 1_000})
+    books = Books()
+    for _ in range(2_000):
+        before = backlog.taken["batch", "dear"]
+        books = backlog.admit(books, 5)
+        for _ in range(backlog.taken["batch", "dear"] - before):
+            books = correct(books, "batch", "dear", 1.0, 4_000)
+    actual = backlog.taken["batch", "dear"] * 5_000, backlog.taken["batch", "cheap"] * 1_000
+    assert actual[0] == pytest.approx(actual[1], rel=0.05)
+
+
+def test_a_refund_counts_though_others_were_served_meanwhile() -> None:
+    """Costs a tenth of the estimate: the credit of a tenant that always has work is not cut."""
+    backlog = Backlog({("batch", "over"): lambda _: 10_000, ("batch", "right"): lambda _: 1_000})
+    books = Books()
+    for _ in range(2_000):
+        before = backlog.taken["batch", "over"]
+        books = backlog.admit(books, 5)
+        for _ in range(backlog.taken["batch", "over"] - before):
+            books = correct(books, "batch", "over", 1.0, -9_000)
+    assert backlog.taken["batch", "over"] == pytest.approx(backlog.taken["batch", "right"], rel=0.05)
+
+
+@pytest.mark.parametrize("first", [None, *CLASSES])
+def test_every_class_that_has_work_gets_its_reserved_share(first: Priority | None) -> None:
+    """Also after one of them had everything for itself for a long time: no debt is left from that."""
+    backlog = Backlog({(priority, "t"): lambda _: 1_000 for priority in CLASSES})
+    books = Books()
+    if first is not None:
+        books = Backlog({(first, "t"): lambda _: 1_000}).admit(books, 3_000)
+    backlog.admit(books, 10_000)
+    for priority in CLASSES:
+        assert backlog.taken[priority, "t"] >= SHARES[priority] * 10_000 * 0.95 - 20
+    assert backlog.taken["interactive", "t"] >= (SHARES["interactive"] + 0.08) * 10_000, "what is left goes by urgency"
+
+
+def test_an_urgent_request_enters_a_full_window_as_long_as_its_class_is_below_its_reserve() -> None:
+    lines: dict[Priority, dict[str, Line]] = {
+        "interactive": {"a": line("a", [5] * 50)},
+        "batch": {"b": line("b", [5] * 50, more=True)},
+    }
+    found = decide(Books(), lines, window=20, flight={"batch": 20})
+    assert [one.priority for one in found.admitted] == ["interactive"] * 10
+    found = decide(Books(), lines, window=20, flight={"batch": 10, "interactive": 9})
+    assert [one.priority for one in found.admitted] == ["interactive"]
+
+
+def test_within_a_tenant_the_more_urgent_number_goes_first_then_the_older() -> None:
+    lines: dict[Priority, dict[str, Line]] = {
+        "standard": {
+            "t|k1": Line([Waiting("r1", 2, 1), Waiting("r5", 4, 1)]),
+            "t|k2": Line([Waiting("r3", 0, 1), Waiting("r4", 4, 1)]),
+        }
+    }
+    found = decide(Books(), lines, window=WIDE, flight={})
+    assert [one.run.run_id for one in found.admitted] == ["r3", "r1", "r4", "r5"]
+
+
+def test_a_tenant_that_comes_back_starts_level_with_the_others() -> None:
+    """Idleness earns no credit: it does not get the next thousand places."""
+    alone = Backlog({("batch", "busy"): lambda _: 1_000})
+    books = alone.admit(Books(), 1_000)
+    both = Backlog({("batch", "busy"): lambda _: 1_000, ("batch", "back"): lambda _: 1_000})
+    both.admit(books, 100)
+    assert both.taken["batch", "back"] == pytest.approx(50, abs=2)
+
+
+def test_a_newcomer_starts_level_with_those_who_work_though_a_refund_took_them_back() -> None:
+    """A tenant alone whose runs cost a tenth of the estimate owes nothing to the next one, nor the next one to it."""
+    alone, books = Backlog({("batch", "first"): lambda _: 10_000}), Books()
+    for _ in range(50):
+        books = alone.admit(books, 5)
+        for _ in range(5):
+            books = correct(books, "batch", "first", 1.0, -9_000)
+    both = Backlog({("batch", "first"): lambda _: 1_000, ("batch", "second"): lambda _: 1_000})
+    both.admit(books, 200)
+    assert both.taken["batch", "first"] == pytest.approx(100, abs=2)
+
+
+COST = st.integers(1, 5_000)
+TENANTS = st.sampled_from(["a", "b", "c", "a|k1", "a|k2", "d"])
+LINES = st.dictionaries(
+    st.sampled_from(CLASSES), st.dictionaries(TENANTS, st.lists(COST, max_size=8), max_size=5), max_size=3
+)
+QUOTAS = st.dictionaries(
+    TENANTS,
+    st.builds(
+        Quota,
+        st.none() | st.integers(0, 6),
+        st.none() | st.integers(0, 10_000),
+        st.none() | st.integers(0, 6),
+    ),
+)
+
+
+def known(found: dict[Priority, dict[str, list[int]]]) -> dict[Priority, dict[str, Line]]:
+    return {
+        priority: {flow: line(f"{priority}-{flow}", costs) for flow, costs in flows.items()}
+        for priority, flows in found.items()
+    }
+
+
+@settings(max_examples=300)
+@given(LINES, QUOTAS, st.integers(0, 30), st.integers(0, 10), st.integers(0, 30))
+def test_quotas_and_window_hold_and_no_room_is_left_unused(
+    waiting: dict[Priority, dict[str, list[int]]], quotas: dict[str, Quota], window: int, urgent: int, batch: int
+) -> None:
+    lines = known(waiting)
+    flight: dict[Priority, int] = {"interactive": urgent, "batch": batch}
+    found = decide(Books(), lines, window=window, flight=flight, quotas=quotas)
+    ids = [one.run.run_id for one in found.admitted]
+    assert len(ids) == len(set(ids))
+    runs: Counter[str] = Counter()
+    spend: Counter[str] = Counter()
+    now: Counter[str] = Counter(flight)
+    for one in found.admitted:
+        reserve = max(1, int(SHARES[one.priority] * window)) if window else 0
+        assert now.total() < window or now[one.priority] < reserve
+        now[one.priority] += 1
+        for name in {one.flow, tenant_of(one.flow)}:
+            runs[name] += 1
+            spend[name] += one.run.cost
+    for name, quota in quotas.items():
+        assert quota.runs is None or runs[name] <= quota.runs
+        assert quota.rate is None or runs[name] <= quota.rate
+        assert quota.spend is None or spend[name] <= quota.spend
+        if runs[name]:
+            assert found.quotas[name].runs == (None if quota.runs is None else quota.runs - runs[name])
+    if now.total() < window:  # work-conserving: what is left is stopped by a quota, its own or its tenant's
+        for flows in lines.values():
+            for flow, one in flows.items():
+                rest = [run for run in one.heads if run.run_id not in ids]
+                assert (
+                    not rest
+                    or any(
+                        name in found.quotas and not found.quotas[name].allows(rest[0].cost)
+                        for name in (flow, tenant_of(flow))
+                    )
+                    or _tenant_is_stopped(lines, flow, found.quotas, set(ids))
+                )
+
+
+def _tenant_is_stopped(lines: dict[Priority, dict[str, Line]], flow: str, quotas: Any, admitted: set[str]) -> bool:
+    """The tenant's own quota stops the run that is first among its flows: nothing cheaper overtakes it."""
+    tenant = tenant_of(flow)
+    if tenant not in quotas:
+        return False
+    for flows in lines.values():
+        for other, one in flows.items():
+            rest = [run for run in one.heads if run.run_id not in admitted]
+            if tenant_of(other) == tenant and rest and not quotas[tenant].allows(rest[0].cost):
+                return True
+    return False
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from("abcd"), st.tuples(st.integers(500, 5_000), st.sampled_from([0.5, 1.0, 4.0])), min_size=2
+    ),
+    st.sampled_from(CLASSES),
+)
+def test_nobody_starves(tenants: dict[str, tuple[int, float]], urgent: Priority) -> None:
+    """Whatever the others' weights, costs and classes: every tenant's next run goes after a bounded cost of others."""
+    costs = {("batch", tenant): (lambda _, cost=cost: cost) for tenant, (cost, _) in tenants.items()}
+    backlog = Backlog({**costs, (urgent, "rich"): lambda _: 2_000}, shown=30)
+    weights = {"rich": 4.0, **{tenant: weight for tenant, (_, weight) in tenants.items()}}
+    books = Books()
+    for tenant, (cost, weight) in tenants.items():
+        turn = sum(weights.values()) * cost / weight + 5_000 * (len(tenants) + 1)  # within its class
+        before, spent = backlog.taken["batch", tenant], backlog.spent.total()
+        while backlog.taken["batch", tenant] == before:
+            books = backlog.admit(books, 20, weights=weights)
+            assert backlog.spent.total() - spent <= 2 * turn / SHARES["batch"] + 20 * 5_000
+
+
+def test_an_unknown_head_stops_the_decision_and_names_what_must_be_fetched() -> None:
+    """Going past a line of which only the head is known would take places from its tenant."""
+    lines: dict[Priority, dict[str, Line]] = {"batch": {"a": line("a", [1, 1], more=True), "b": line("b", [1] * 10)}}
+    found = decide(Books(), lines, window=WIDE, flight={})
+    assert found.wanted == {("batch", "a")}
+    assert Counter(one.flow for one in found.admitted)["b"] <= 3
+
+
+# -- the window -----------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """A pool that holds ``slots`` runs for ``seconds`` each; looked at ten times a second."""
+
+    def __init__(self, slots: int, seconds: float, window: Window) -> None:
+        self.slots, self.seconds, self.window = slots, seconds, window
+        self.flight = 0.0
+        self.rate = 0.0
+
+    def look(self) -> float:
+        """Let a tenth of a second pass with endless backlog; gives the wait in the queue, in seconds."""
+        ended = min(self.flight, self.slots) / self.seconds * 0.1
+        self.rate += 0.2 * (ended * 10 - self.rate)
+        self.flight -= ended
+        taken = min(self.flight, self.slots)
+        self.window = adapt(self.window, Sight(round(taken), round(self.flight - taken), self.rate))
+        self.flight = max(self.flight, float(self.window.size))
+        return max(0.0, self.flight - self.slots) / (self.slots / self.seconds)
+
+
+@pytest.mark.parametrize("slots", [16, 256, 5_000])
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 20.0])
+def test_the_window_keeps_all_workers_busy_and_the_wait_below_two_seconds(slots: int, seconds: float) -> None:
+    pool = Pool(slots, seconds, Window(min(slots, 256)))
+    waits = [pool.look() for _ in range(1_200)][600:]
+    assert pool.flight >= slots * 0.95
+    assert max(waits) < 2 or max(waits) * slots / seconds <= LEAST + 3
+
+
+def test_a_long_queue_of_a_later_pool_shrinks_the_window() -> None:
+    window = adapt(Window(800), Sight(800, 0, 10.0, later_s=5 * AIM_S))
+    assert window.size == 700
+    assert adapt(Window(LEAST), Sight(8, 0, 10.0, later_s=9.0)).size == LEAST
+
+
+def test_a_window_that_is_not_used_stays() -> None:
+    assert adapt(Window(256), Sight(10, 0, 10.0, used=False)) == Window(256)
+
+
+def test_without_any_worker_only_a_few_runs_enter() -> None:
+    assert adapt(Window(256), Sight(0, 256, 0.0)).size == LEAST
