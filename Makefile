@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -q
 PARALLEL := -n $(PROCESSES) -p tests.acceptance.scheduling
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-all fault fault-part simulate lint format types bench docs check constraints clean
+.PHONY: help setup demo run test test-all fault fault-part simulate lint format types bench soak docs check constraints clean
 
 help: ## This list
 	@echo "agentq, a durable message queue for LLM agents. Targets:"
@@ -38,13 +38,20 @@ test-all: setup ## All tests, one after the other, with branch coverage and the 
 	@echo "test-all: all of tests/, with coverage"
 	@$(PYTEST) --cov --cov-report=term:skip-covered
 
-fault: setup ## Kill workers, scheduler, Redis and MongoDB at named points and check every promise
-	@echo "fault: the crash tests"
-	@$(PYTEST) tests/fault
+fault: setup ## Kill workers, scheduler, Redis, RabbitMQ and MongoDB at named points and check every promise
+	@echo "fault: the scenarios, $(PROCESSES) at a time, about five minutes"
+	@$(PYTEST) -n $(PROCESSES) tests/fault
+	@echo "fault: a chaos campaign on each broker, about three minutes each; the results go into docs/reliability.md"
+	@$(BIN)/python -m tests.fault.campaign --broker redis --write-docs
+	@$(BIN)/python -m tests.fault.campaign --broker rabbitmq --replica-set --write-docs
 
-fault-part: setup ## The part of 'fault' that CI runs: every server and role, one crash point
+fault-part: setup ## The part of 'fault' that CI runs: every server and role, one crash point, short campaigns
 	@echo "fault-part: servers, roles and one crash point"
-	@$(PYTEST) tests/fault -k "specialist or redis or mongod or scheduler or after_effect"
+	@$(PYTEST) tests/fault/test_crashes.py tests/fault/test_proxy.py tests/fault/test_primitives.py \
+		-k "proxy or primitives or specialist or broker or mongod or scheduler or after_effect"
+	@echo "fault-part: a chaos campaign of half a minute on each broker"
+	@$(BIN)/python -m tests.fault.campaign --broker redis --runs 200 --seconds 30
+	@$(BIN)/python -m tests.fault.campaign --broker rabbitmq --runs 200 --seconds 30
 
 simulate: setup ## Play 100,000 seeded schedules of crashes and lost messages (COUNT=...)
 	@echo "simulate: the real engine and runtime under a seeded scheduler"
@@ -67,6 +74,10 @@ types: setup ## mypy, strict
 bench: setup ## What a run costs in CPU and time, by process (BENCH="--quick" for a short one)
 	@echo "bench: python -m bench $(BENCH)"
 	@$(BIN)/python -m bench $(BENCH)
+
+soak: setup ## One hour at half load: does memory, do keys, connections or open files grow? (MINUTES=...)
+	@echo "soak: python -m bench.soak"
+	@$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),60)
 
 docs: setup ## Check that every link between the pages of the documentation leads somewhere
 	@echo "docs: links"

@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="What a run costs on the real thing.")
     parser.add_argument("--quick", action="store_true", help="small numbers, no repeats: does it still work?")
     parser.add_argument("--topology", choices=TOPOLOGIES, default="combined", help="default combined")
+    parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis", help="default redis")
     parser.add_argument("--only", choices=MEASUREMENTS, action="append", help="may be repeated; default all")
     parser.add_argument("--runs", type=int, help="of the throughput measurement; default 2000")
     parser.add_argument("--repeats", type=int, help="of the throughput measurement; default 3")
@@ -62,7 +63,7 @@ def _measure(options: argparse.Namespace, directory: Path) -> report.Report:
     given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AGENTQ_")}
     measured = report.Report(options.topology, report.machine(directory), given)
     runs, repeats = options.runs or (100 if options.quick else 2000), options.repeats or (1 if options.quick else 3)
-    with serving(directory) as servers:
+    with serving(directory, options.broker) as servers:
         if "alone" in only or "throughput" in only:
             _with_defaults(servers, options, only, runs, repeats, measured)
         if "in-flight" in only:

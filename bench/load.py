@@ -87,7 +87,7 @@ def alone(system: System, runs: int) -> Alone:
         seen.append((time.perf_counter() - began) * 1000)
         stored.append(outcome.latency_s * 1000)
         ids.append(handle.run_id)
-    _wait_until_settled(system, runs)
+    wait_until_settled(system, runs)
     cost = meter.cost(runs)
     ended = _ended(system, ids)
     return Alone(runs, stored, seen, cost, problems(runs, ended, system.servers.model.calls()))
@@ -104,7 +104,7 @@ def burst(system: System, runs: int, delay_ms: int) -> Burst:
             raise handle
         ids.append(handle.run_id)
     submitted = time.perf_counter() - began
-    _wait_until_settled(system, runs)
+    wait_until_settled(system, runs)
     cost = meter.cost(runs)
     ended, model = _ended(system, ids), system.servers.model.calls()
     last: datetime = max((run["ended_at"] for run in ended if run["ended_at"]), default=began_at)
@@ -138,7 +138,7 @@ class _Meter:
         )
 
 
-def _wait_until_settled(system: System, runs: int) -> None:
+def wait_until_settled(system: System, runs: int) -> None:
     """Until every run has ended and its audit events are copied out, or nothing has moved for ``STALL_S``.
 
     Asks the model server while calls are outstanding, because asking MongoDB would be part of the measurement.

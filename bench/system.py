@@ -19,6 +19,7 @@ from redis import Redis
 
 from agentq.client import Client
 from agentq.embedded.process import Process, describe_exit, free_port, log_tail, spawn, stop_process
+from agentq.embedded.rabbitmq import start_rabbitmq
 from agentq.embedded.servers import port_open, start_mongod, start_redis
 from agentq.errors import Unavailable
 from agentq.protocol import POOLS
@@ -64,7 +65,7 @@ class Servers:
 
     directory: Path
     mongo_url: str
-    redis_url: str
+    broker_url: str
     model: ModelServer
     mongo: MongoClient[dict[str, Any]] = field(repr=False)
     redis: Redis = field(repr=False)
@@ -87,8 +88,9 @@ class System:
 
 
 @contextmanager
-def serving(directory: Path) -> Iterator[Servers]:
-    """Real servers with their data in ``directory``. Raises ``ConfigError`` or ``Unavailable`` as they do."""
+def serving(directory: Path, broker: str = "redis") -> Iterator[Servers]:
+    """Real servers with their data in ``directory``. Raises ``ConfigError`` or ``Unavailable`` as they do. With
+    RabbitMQ as broker, Redis runs too and has nothing to do."""
     with ExitStack() as stack:
         redis = stack.enter_context(start_redis(directory / "redis"))
         mongod = stack.enter_context(start_mongod(directory / "mongodb", cache_gb=1.0))
@@ -96,8 +98,12 @@ def serving(directory: Path) -> Iterator[Servers]:
         mongo = stack.enter_context(MongoClient[dict[str, Any]](mongod.url, tz_aware=True))
         redis_client = stack.enter_context(Redis.from_url(redis.url))
         pids = {"redis": redis.pid, "mongod": mongod.pid, "model server": model.pid}
+        broker_url = redis.url
+        if broker == "rabbitmq":
+            rabbitmq = stack.enter_context(start_rabbitmq(directory / "rabbitmq"))
+            pids["rabbitmq"], broker_url = rabbitmq.pid, rabbitmq.url
         pace = stack.enter_context(Pace())
-        yield Servers(directory, mongod.url, redis.url, model, mongo, redis_client, pids, pace)
+        yield Servers(directory, mongod.url, broker_url, model, mongo, redis_client, pids, pace)
 
 
 @contextmanager
@@ -125,7 +131,7 @@ def working(servers: Servers, topology: str, settings: Mapping[str, str]) -> Ite
         "AGENTQ_CONFIG": "",
         "AGENTQ_APP_DIR": str(APP),
         "AGENTQ_MONGO_URL": servers.mongo_url,
-        "AGENTQ_BROKER_URL": servers.redis_url,
+        "AGENTQ_BROKER_URL": servers.broker_url,
         "AGENTQ_OPENAI_BASE_URL": servers.model.url,
         "AGENTQ_OPENAI_API_KEY": "bench",
         **settings,
@@ -146,7 +152,7 @@ def working(servers: Servers, topology: str, settings: Mapping[str, str]) -> Ite
             started.append((name, process, log_file, ready))
         for name, process, log_file, ready in started:
             _wait(name, process, log_file, ready.exists)
-        client = stack.enter_context(Client(servers.mongo_url, servers.redis_url))
+        client = stack.enter_context(Client(servers.mongo_url, servers.broker_url))
         pids = {name: process.pid for name, process, *_ in started}
         yield System(servers, client, {**pids, **servers.pids, "client": os.getpid()}, settings)
 

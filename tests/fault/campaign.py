@@ -19,15 +19,14 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentq.client import Client
-from agentq.errors import Unavailable
+from agentq.errors import ConfigError
 from tests.fault.chaos import Chaos
 from tests.fault.fleet import Fleet, Member
+from tests.fault.load import Load, unended
 from tests.fault.model import ScriptedServer
 from tests.fault.plant import Plant, app_variant
 from tests.fault.recovery import Recovery, percentile
@@ -36,7 +35,6 @@ from tests.fault.verdict import Judge, Verdict
 
 Doc = dict[str, Any]
 MODEL_DELAY_S = 0.05  # so that calls are in flight when something dies
-SUBMITTERS = 4
 SETTLE_S = 150.0  # after the last fault every run has ended by then
 AFTERMATH_S = 20.0  # after a fault on MongoDB a lease may still run out so much later
 
@@ -56,37 +54,9 @@ class Report:
     problems: list[str] = field(default_factory=list)
 
 
-class Stream:
-    """Hands in ``runs`` requests, evenly over ``seconds``; each is repeated with its key until it is accepted."""
-
-    def __init__(self, client: Client, runs: int, seconds: float, seed: int) -> None:
-        self._client = client
-        self._runs, self._seconds, self._seed = runs, seconds, seed
-        self.accepted: list[str] = []
-        self.retries = 0
-
-    def run(self) -> None:
-        self._began = time.monotonic()
-        with ThreadPoolExecutor(SUBMITTERS, "submit") as threads:
-            list(threads.map(self._submit, range(self._runs)))
-
-    def _submit(self, number: int) -> None:
-        pause = threading.Event()
-        pause.wait(max(0.0, self._began + number * self._seconds / self._runs - time.monotonic()))
-        wish = "wire A" if number % 10 == 0 else "pay A"
-        while True:
-            try:
-                handle = self._client.submit(wish, idempotency_key=f"{self._seed}-{number}")
-                self.accepted.append(handle.run_id)
-                return
-            except Unavailable:
-                self.retries += 1
-                pause.wait(0.1)
-
-
 def campaign(
     directory: Path, broker: Broker, runs: int, seconds: float, seed: int, *, replica_set: bool = False,
-    every_s: float = 0.8,
+    every_s: float = 0.55,
 ) -> Report:  # fmt: skip
     """Play one campaign with its servers' data and logs in ``directory``."""
     report = Report(broker, seed, replica_set)
@@ -101,38 +71,38 @@ def campaign(
     ):
         _until(fleet.ready, "the processes serve")
         with plant.client() as client:
-            stream = Stream(client, runs, seconds, seed)
-            chaos = Chaos(plant, fleet, recovery, client, stream.accepted)
-            _under_fire(stream, chaos, fleet, recovery, rng, seconds, every_s)
+            load = Load(client, rate=runs / seconds, limit=runs, key=f"campaign-{seed}")
+            chaos = Chaos(plant, fleet, recovery, client, load.accepted)
+            _under_fire(load, chaos, fleet, recovery, rng, seconds, every_s)
             calm = time.monotonic()
-            report.problems += _settle(plant, fleet, recovery)
+            live = unended(plant.mongo["agentq"]["runs"], SETTLE_S, lambda: recovery.outstanding() == 0)
+            if live:
+                report.problems.append(f"{live} runs had not ended {SETTLE_S:g} s after the last fault")
             report.settle_s = time.monotonic() - calm
-        excused = _excuses(fleet.everybody(), chaos.mongo_faults)
+        excused = _excuses(fleet, chaos.mongo_faults)
         judge = Judge(model, chaos.cancelled, excused)
-        report.verdict = _judged(plant, judge, stream.accepted)
+        report.verdict = judge.judge_all(plant.mongo["agentq"], load.accepted)
         report.faults = chaos.done + _crashes(fleet)
         report.recovery = list(recovery.times)
         report.problems += chaos.errors + _misbehaved(fleet.everybody())
         report.problems += report.verdict.wrong
-        if len(set(stream.accepted)) != runs:
-            report.problems.append(f"{len(set(stream.accepted))} runs were accepted, {runs} were handed in")
+        if len(set(load.accepted)) != runs:
+            report.problems.append(f"{len(set(load.accepted))} runs were accepted, {runs} were handed in")
     report.seconds = time.monotonic() - began
     return report
 
 
 def _under_fire(
-    stream: Stream, chaos: Chaos, fleet: Fleet, recovery: Recovery, rng: random.Random, seconds: float, every_s: float
+    load: Load, chaos: Chaos, fleet: Fleet, recovery: Recovery, rng: random.Random, seconds: float, every_s: float
 ) -> None:
     """The stream and the faults side by side; every death is told to ``recovery``."""
-    streaming = threading.Thread(target=stream.run, name="stream", daemon=True)
     over = threading.Event()
     telling = threading.Thread(target=_tell_deaths, args=(fleet, recovery, over), name="deaths", daemon=True)
-    streaming.start()
     telling.start()
-    chaos.run(rng, seconds, every_s)
-    streaming.join(120)
-    fleet.disarm()
-    _until(fleet.settled, "every place is filled")
+    with load:
+        chaos.run(rng, seconds, every_s)
+        load.wait()
+    _until(fleet.disarm, "every place is filled and nobody is to die")
     over.set()
     telling.join(10)
 
@@ -146,36 +116,15 @@ def _tell_deaths(fleet: Fleet, recovery: Recovery, over: threading.Event) -> Non
                 recovery.happened(member.process.pid, member.died_at)
 
 
-def _settle(plant: Plant, fleet: Fleet, recovery: Recovery) -> list[str]:
-    """Wait until all runs have ended or wait for a person, and nothing is due; what did not."""
-    runs = plant.mongo["agentq"]["runs"]
-    pause, deadline = threading.Event(), time.monotonic() + SETTLE_S
-    while time.monotonic() < deadline:
-        live = [run for run in runs.find({"next_due": {"$type": "date"}}) if not _waits_for_a_person(run)]
-        if not live and recovery.outstanding() == 0:
-            return []
-        pause.wait(0.2)
-    return [f"{len(live)} runs had not ended {SETTLE_S:g} s after the last fault"]
-
-
-def _waits_for_a_person(run: Doc) -> bool:
-    return bool(run["steps"]) and all("held" in step for step in run["steps"].values())
-
-
-def _judged(plant: Plant, judge: Judge, accepted: list[str]) -> Verdict:
-    database = plant.mongo["agentq"]
-    events: dict[str, list[Doc]] = {}
-    for event in database["audit"].find({}, {"_id": 0}).sort("_id", 1):
-        events.setdefault(event["run"], []).append(event)
-    return judge.judge(accepted, {run["_id"]: run for run in database["runs"].find({})}, events)
-
-
-def _excuses(members: list[Member], mongo_faults: list[tuple[float, float]]) -> Any:
-    """Who may have lost a lease: a process that was killed, died or was frozen, anybody while MongoDB was in trouble."""
-    disturbed = {str(member.process.pid): member.disturbed for member in members}
+def _excuses(fleet: Fleet, mongo_faults: list[tuple[float, float]]) -> Any:
+    """Who may have lost a lease: a process that died or was frozen, and anybody while MongoDB was in trouble or the
+    machine had so many other things to do that a lease of five seconds means little."""
+    disturbed = {str(member.process.pid): member.disturbed for member in fleet.everybody()}
 
     def excused(worker: str, at: float) -> bool:
         if any(moment <= at + 1 for moment in disturbed.get(worker.split(":")[1], ())):
+            return True
+        if any(abs(moment - at) < AFTERMATH_S for moment in fleet.overloaded):
             return True
         return any(began <= at + 1 and at <= ended + AFTERMATH_S for began, ended in mongo_faults)
 
@@ -256,7 +205,7 @@ def main() -> int:
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
     parser.add_argument("--runs", type=int, default=2500, help="requests to hand in; default 2500")
     parser.add_argument("--seconds", type=float, default=120, help="how long faults are injected; default 120")
-    parser.add_argument("--every", type=float, default=0.8, help="seconds between faults on average; default 0.8")
+    parser.add_argument("--every", type=float, default=0.55, help="seconds between faults on average; default 0.55")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--replica-set", action="store_true", help="three mongods whose primary is killed")
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reliability.md")
@@ -264,10 +213,14 @@ def main() -> int:
     logging.getLogger("agentq.client").setLevel(logging.ERROR)  # it tells of every hint that did not get through
     directory = Path(tempfile.mkdtemp(prefix="agentq-campaign-"))
     print(f"campaign: {given.runs} runs in {given.seconds:g} s on {given.broker}, seed {given.seed}", flush=True)
-    report = campaign(
-        directory, given.broker, given.runs, given.seconds, given.seed, replica_set=given.replica_set,
-        every_s=given.every,
-    )  # fmt: skip
+    try:
+        report = campaign(
+            directory, given.broker, given.runs, given.seconds, given.seed, replica_set=given.replica_set,
+            every_s=given.every,
+        )  # fmt: skip
+    except ConfigError as error:  # a server's program is missing
+        print(f"campaign: NOT RUN: {error}")
+        return 1 if os.environ.get("CI") else 0
     for what, value in rows(report):
         print(f"  {what}: {value}")
     if report.problems:

@@ -14,22 +14,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from amqp.exceptions import AMQPError
 from celery import Celery
-from kombu import Connection
-from redis import Redis
+from kombu.exceptions import OperationalError
+from pymongo.errors import PyMongoError
 
 from agentq.client import Client
-from agentq.embedded.servers import start_mongod
 from agentq.errors import AgentqError, Conflict
-from agentq.protocol import POOLS, task_name
+from agentq.protocol import POOLS
 from tests.fault.fleet import SCHEDULERS, Fleet
 from tests.fault.plant import Plant
 from tests.fault.proxy import Proxy
 from tests.fault.recovery import Recovery
+from workers.queues import publishing
 
 FREEZE_S = (5.5, 7.5)  # past the lease of 5 s
 SHORT_S = (0.5, 3.0)
-EPOCH_QUEUE = "agentq.epoch"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Chaos:
         self._lock = threading.Lock()
         self._celery = Celery("chaos", broker=plant.broker.url, set_as_current=False)
         self._celery.conf.broker_transport_options = {"max_retries": 1, "socket_timeout": 3}
+        # On RabbitMQ the workers declare the queues, with arguments of their own.
+        self._options = {} if plant.broker.url.startswith("redis") else {"declare": [], **publishing(plant.broker.url)}
         self.done: Counter[str] = Counter()
         self.cancelled: set[str] = set()
         self.mongo_faults: list[tuple[float, float]] = []
@@ -142,35 +144,22 @@ class Chaos:
     # -- processes --------------------------------------------------------------------------------------------------
 
     def kill_worker(self, rng: random.Random) -> bool:
-        member = self._fleet.pick(rng)
-        if member is None:
-            return False
-        self._fleet.kill(member)
-        return True
+        return self._fleet.kill(rng) is not None
 
     def freeze_worker(self, rng: random.Random) -> bool:
-        member = self._fleet.pick(rng)
+        member = self._fleet.freeze(rng)
         if member is None:
             return False
-        self._fleet.freeze(member)
         self._recovery.happened(member.process.pid)
         self._hold(rng, FREEZE_S)
         self._fleet.thaw(member)
         return True
 
     def stop_worker(self, rng: random.Random) -> bool:
-        member = self._fleet.pick(rng)
-        if member is None:
-            return False
-        self._fleet.ask_to_stop(member)
-        return True
+        return self._fleet.ask_to_stop(rng) is not None
 
     def kill_scheduler(self, rng: random.Random) -> bool:
-        member = self._fleet.pick(rng, SCHEDULERS)
-        if member is None:
-            return False
-        self._fleet.kill(member)
-        return True
+        return self._fleet.kill(rng, SCHEDULERS) is not None
 
     # -- servers ----------------------------------------------------------------------------------------------------
 
@@ -183,21 +172,11 @@ class Chaos:
         return True
 
     def empty_broker(self, rng: random.Random) -> bool:
-        """FLUSHALL; on RabbitMQ every queue is purged."""
-        url = self._plant.broker.url
-        if url.startswith("redis"):
-            with Redis.from_url(url) as redis:
-                redis.flushall()
-            return True
-        with Connection(url) as connection, connection.channel() as channel:
-            for queue in (*POOLS, EPOCH_QUEUE):
-                channel.queue_purge(queue)
+        self._plant.empty_broker()
         return True
 
     def kill_mongod(self, rng: random.Random) -> bool:
-        self._plant.mongod.kill()
-        self._hold(rng, (0.0, 2.0))
-        self._plant.mongod = start_mongod(self._plant.directory / "mongodb", port=self._plant.mongod.port)
+        self._plant.restart_mongod(rng.uniform(0.0, 2.0))
         return True
 
     def kill_primary(self, rng: random.Random) -> bool:
@@ -241,18 +220,26 @@ class Chaos:
 
     def repeat_hints(self, rng: random.Random) -> bool:
         """Every step that is open now, whoever works on it, is hinted three times more, in any order."""
+        try:
+            live = list(self._plant.mongo["agentq"]["runs"].find({"next_due": {"$type": "date"}}, {"steps": 1}))
+        except PyMongoError:
+            return False  # MongoDB is away
         hints = [
             (step["pool"], [run["_id"], step_id, step["attempt"]])
-            for run in self._plant.mongo["agentq"]["runs"].find({"next_due": {"$type": "date"}}, {"steps": 1})
+            for run in live
             for step_id, step in run["steps"].items()
         ] * 3
         rng.shuffle(hints)
-        for pool in POOLS:
-            some = [hint for name, hint in hints if name == pool]
-            for start in range(0, len(some), 20):
-                message = {"hints": some[start : start + 20]}
-                self._celery.send_task(task_name(pool), kwargs=message, queue=pool, retry=False)
-        return bool(hints)
+        return bool(hints) and all(self._send(pool, [hint for name, hint in hints if name == pool]) for pool in POOLS)
+
+    def _send(self, pool: str, hints: list[list[Any]]) -> bool:
+        for start in range(0, len(hints), 20):
+            message = {"hints": hints[start : start + 20]}
+            try:
+                self._celery.send_task(f"agentq.{pool}", kwargs=message, queue=pool, retry=False, **self._options)
+            except (OperationalError, AMQPError, OSError):
+                return False  # the broker is away
+        return True
 
     def cancel_run(self, rng: random.Random) -> bool:
         recent = self._accepted[-20:]

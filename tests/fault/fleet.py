@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import threading
@@ -12,12 +14,14 @@ from typing import Any, Literal
 from agentq.runtime.runtime import CRASH_POINTS
 from tests.fault.plant import ALL_POOLS, Plant
 
-Cause = Literal["killed", "crash point", "asked", "by itself"]
+Cause = Literal["killed", "crash point", "asked", "not started", "by itself"]
 
 # One worker that does everything and goes on in place, two that hand over to each other through the broker.
 PLACES = {"all": ALL_POOLS, "front": "router,specialist", "back": "tools,critic"}
 SCHEDULERS = ("scheduler-a", "scheduler-b")
 ONCE_A_RUN = ("before_settle", "before_claim")  # crash points that are passed less often than once a step
+OVERLOAD = 5  # processes that want to run, a core; a campaign by itself has about two
+COULD_NOT_START = (1, 2)
 EXIT_S = 40.0  # a worker that was asked to stop is gone by then
 
 
@@ -32,12 +36,18 @@ class Member:
     cause: Cause = "by itself"
     disturbed: list[float] = field(default_factory=list)
     asked_at: float | None = None
+    frozen: bool = False
     code: int | None = None
     died_at: float | None = None
 
     @property
     def point(self) -> str | None:
         return self.failpoint.split(":")[0] if self.failpoint else None
+
+
+def _signal(member: Member, sign: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it died at this moment
+        member.process.send_signal(sign)
 
 
 class Fleet:
@@ -52,6 +62,7 @@ class Fleet:
         self.armed = armed
         self.members: dict[str, Member] = {}
         self.gone: list[Member] = []
+        self.overloaded: list[float] = []  # moments at which the machine had far more to do than this
         self._count = 0
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -67,51 +78,64 @@ class Fleet:
         self._stop.set()
         self._keeper.join(20)
 
-    def pick(self, rng: random.Random, places: tuple[str, ...] = tuple(PLACES)) -> Member | None:
+    def _pick(self, rng: random.Random, places: tuple[str, ...]) -> Member | None:
         """A process that serves and to which nothing is being done, or None."""
-        with self._lock:
-            fit = [member for place in places if (member := self.members[place]) and self._serves(member)]
+        fit = [self.members[place] for place in places if self._serves(self.members[place])]
         return rng.choice(fit) if fit else None
 
     def _serves(self, member: Member) -> bool:
-        return member.process.poll() is None and member.asked_at is None and self._plant.is_ready(member.name)
+        living = member.process.poll() is None and self._plant.is_ready(member.name)
+        return living and member.cause == "by itself" and not member.frozen
 
-    def kill(self, member: Member) -> None:
+    def kill(self, rng: random.Random, places: tuple[str, ...] = tuple(PLACES)) -> Member | None:
+        """SIGKILL to one of those that serve; None if nobody does."""
         with self._lock:
-            member.cause = "killed"
-            member.disturbed.append(time.time())
-            member.process.send_signal(signal.SIGKILL)
+            if (member := self._pick(rng, places)) is not None:
+                member.cause = "killed"
+                member.disturbed.append(time.time())
+                _signal(member, signal.SIGKILL)
+            return member
 
-    def ask_to_stop(self, member: Member) -> None:
+    def ask_to_stop(self, rng: random.Random) -> Member | None:
+        """SIGTERM to a worker that serves; None if none does."""
         with self._lock:
-            member.cause, member.asked_at = "asked", time.time()
-            member.process.terminate()
+            if (member := self._pick(rng, tuple(PLACES))) is not None:
+                self._ask(member)
+            return member
 
-    def freeze(self, member: Member) -> None:
-        member.disturbed.append(time.time())
-        member.process.send_signal(signal.SIGSTOP)
+    def _ask(self, member: Member) -> None:
+        member.cause, member.asked_at = "asked", time.time()
+        _signal(member, signal.SIGTERM)
+
+    def freeze(self, rng: random.Random) -> Member | None:
+        """SIGSTOP to a worker that serves; None if none does."""
+        with self._lock:
+            if (member := self._pick(rng, tuple(PLACES))) is not None:
+                member.frozen = True
+                member.disturbed.append(time.time())
+                _signal(member, signal.SIGSTOP)
+            return member
 
     def thaw(self, member: Member) -> None:
-        member.process.send_signal(signal.SIGCONT)
-        member.disturbed.append(time.time())
+        with self._lock:
+            member.frozen = False
+            member.disturbed.append(time.time())
+            _signal(member, signal.SIGCONT)
 
-    def disarm(self) -> None:
-        """From here on nobody dies at a crash point: who carries one is asked to stop and replaced."""
+    def disarm(self) -> bool:
+        """From here on nobody dies at a crash point: who carries one is asked to stop and replaced. True when every
+        place is filled with a process that serves and carries none; call it again until then."""
         with self._lock:
             self.armed = 0.0
-            carrying = [member for member in self.members.values() if member.failpoint and self._serves(member)]
-        for member in carrying:
-            self.ask_to_stop(member)
+            for member in self.members.values():
+                if member.failpoint and self._serves(member):
+                    self._ask(member)
+            return all(self._serves(member) and not member.failpoint for member in self.members.values())
 
     def ready(self) -> bool:
         """Everybody serves, or has died already."""
         with self._lock:
             return all(self._plant.is_ready(member.name) for member in self.members.values())
-
-    def settled(self) -> bool:
-        """Every place is filled with a process that serves and carries no crash point."""
-        with self._lock:
-            return all(self._serves(member) and not member.failpoint for member in self.members.values())
 
     def everybody(self) -> list[Member]:
         with self._lock:
@@ -123,6 +147,8 @@ class Fleet:
 
     def _keep(self) -> None:
         while not self._stop.wait(0.02):
+            if os.getloadavg()[0] > OVERLOAD * (os.cpu_count() or 1):
+                self.overloaded.append(time.time())
             for place, member in list(self.members.items()):
                 if member.process.poll() is not None:
                     with self._lock:
@@ -130,12 +156,14 @@ class Fleet:
                         self._fill(place)
                 elif member.asked_at is not None and time.time() - member.asked_at > EXIT_S:
                     member.cause = "by itself"  # reported: it did not go when it was asked
-                    member.process.send_signal(signal.SIGKILL)
+                    _signal(member, signal.SIGKILL)
 
     def _bury(self, member: Member) -> None:
         member.died_at, member.code = time.time(), member.process.returncode
         if member.cause in ("by itself", "asked") and member.code == -signal.SIGKILL and member.failpoint:
             member.cause = "crash point"
+        if member.cause == "by itself" and member.code in COULD_NOT_START and not self._plant.is_ready(member.name):
+            member.cause = "not started"  # a server was away: it says so and ends, and is started again
         member.disturbed.append(member.died_at)
         self.gone.append(member)
 

@@ -52,6 +52,7 @@ class ScriptedServer:
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s  # how long every answer takes
         self.calls: Counter[str] = Counter()
+        self.instructions: dict[str, set[str]] = {}  # what each run's agents were told, by run
         self.bank = Bank()
         self.hold: set[str] = set()  # purposes to hold: route, turn, critique
         self.cut = threading.Event()  # a caller went away while its call was held
@@ -123,6 +124,9 @@ class ScriptedServer:
         with self._lock:
             self.calls[request.headers["Idempotency-Key"]] += 1
         purpose, message = _reply(body)
+        if purpose == "turn":
+            run_id = request.headers["Idempotency-Key"].split(":")[0]
+            self.instructions.setdefault(run_id, set()).add(body["messages"][0]["content"])
         if purpose in self.hold:
             self._held.set()
             try:

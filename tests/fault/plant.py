@@ -3,23 +3,29 @@ between them and every server."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from amqp.exceptions import NotFound
+from kombu import Connection
 from pymongo import MongoClient
+from redis import Redis
 
 from agentq.client import Client
 from agentq.embedded.process import Process
-from agentq.embedded.servers import start_mongod
+from agentq.embedded.servers import Server, start_mongod
 from agentq.protocol import POOLS
 from tests.fault.model import ScriptedServer
 from tests.fault.nursery import Nursery
 from tests.fault.proxy import Proxy
 from tests.fault.replica_set import ReplicaSet
 from tests.fault.system import CHECKOUT, Broker, System, eventually
+from workers.queues import MARKER_QUEUE
 
 ALL_POOLS = ",".join(POOLS)
 
@@ -41,11 +47,13 @@ class Plant(System):
         schedulers: int = 1,
         app: Path | None = None,
         settings: Mapping[str, str] | None = None,
+        mongo_directory: Path | None = None,
     ) -> None:
         super().__init__(directory, model, broker)
         self.app = app or CHECKOUT / "tests" / "fault" / "app"
         self.settings = dict(settings or {})
         self.replicas = ReplicaSet(directory / "replicas") if replica_set else None
+        self.mongo_directory = mongo_directory or directory / "mongodb"
         self._schedulers = schedulers
         self._stack = ExitStack()
 
@@ -58,14 +66,14 @@ class Plant(System):
 
     def start(self) -> None:
         enter = self._stack.enter_context
+        self.broker = self._start_broker()  # first: its program may be missing, and then nothing is left behind
         self.nursery = enter(Nursery(CHECKOUT))
-        self.broker = self._start_broker()
         self.broker_proxy = enter(Proxy(self.broker.port))
         self.model_proxy = enter(Proxy(int(self.model.url.split(":")[2].split("/")[0])))
         if self.replicas is not None:
             self.mongo_url = direct = enter(self.replicas).url
         else:
-            self.mongod = start_mongod(self.directory / "mongodb")
+            self.mongod = self._start_mongod()
             self.mongo_proxy = enter(Proxy(self.mongod.port))
             direct, self.mongo_url = self.mongod.url, self.mongo_proxy.leading_to(self.mongod.url)
         self.mongo: MongoClient[dict[str, Any]] = MongoClient(
@@ -80,6 +88,27 @@ class Plant(System):
         self.broker.stop()
         if self.replicas is None:
             self.mongod.stop()
+
+    def _start_mongod(self, port: int = 0) -> Server:
+        return start_mongod(self.mongo_directory, port, log_file=self.directory / "mongodb.log")
+
+    def restart_mongod(self, pause_s: float = 0.0) -> None:
+        """SIGKILL; after ``pause_s`` the same port comes back with what was on disk."""
+        self.mongod.kill()
+        threading.Event().wait(pause_s)
+        self.mongod = self._start_mongod(self.mongod.port)
+
+    def empty_broker(self) -> None:
+        """FLUSHALL; on RabbitMQ every queue is purged."""
+        if self.broker.url.startswith("redis"):
+            with Redis.from_url(self.broker.url) as redis:
+                redis.flushall()
+            return
+        with Connection(self.broker.url) as connection:
+            for queue in (*POOLS, MARKER_QUEUE):
+                channel: Any = connection.channel()  # amqp's, of which kombu's stubs know little
+                with contextlib.suppress(NotFound):
+                    channel.queue_purge(queue)
 
     @property
     def broker_url(self) -> str:

@@ -58,7 +58,7 @@ class Proxy:
 
     def latency(self, seconds: float) -> None:
         """Every piece of data waits so long, in each direction."""
-        self._do(lambda: setattr(self, "_latency_s", seconds))
+        self._do(lambda: self._delay(seconds))
 
     def black_hole(self) -> None:
         """Connections stay and new ones are accepted; nothing gets through in either direction."""
@@ -70,7 +70,7 @@ class Proxy:
 
     def refuse(self) -> None:
         """Connections are reset, and so is every new one."""
-        self._do(lambda: (setattr(self, "_refusing", True), self._reset()))
+        self._do(self._refuse)
 
     def half_open(self) -> int:
         """The server's side of every connection is gone and the client's side does not know: what it sends is
@@ -94,6 +94,13 @@ class Proxy:
         for link in [link for link in self._links if link.halved]:
             link.reset()
         self._open.set()
+
+    def _delay(self, seconds: float) -> None:
+        self._latency_s = seconds
+
+    def _refuse(self) -> None:
+        self._refusing = True
+        self._reset()
 
     def _reset(self) -> int:
         links = list(self._links)

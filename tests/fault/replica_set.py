@@ -52,8 +52,10 @@ class ReplicaSet:
 
     def primary(self, timeout_s: float = 30) -> int:
         """The member that takes writes now; waits for one to be elected."""
-        found: list[int] = []
-        _until(lambda: found.extend(self._writable()) or found, "there is a primary", timeout_s)
+        pause, deadline = threading.Event(), time.monotonic() + timeout_s
+        while not (found := self._writable()):
+            assert time.monotonic() < deadline, f"waited {timeout_s} s in vain for a primary"
+            pause.wait(0.05)
         return found[0]
 
     def kill(self, member: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pymongo import MongoClient
 
 from agentq.client import Client, Handle
+from agentq.embedded.binaries import find_mongod
 from agentq.embedded.process import Process, kill_process, spawn, stop_process
 from agentq.embedded.rabbitmq import start_rabbitmq
 from agentq.embedded.servers import Server, start_mongod, start_redis
@@ -36,6 +37,7 @@ class System:
         self._broker_kind = broker
 
     def start(self) -> None:
+        find_mongod()  # so that nothing has been started where a program is missing
         self.broker = self._start_broker()
         self.mongod = start_mongod(self.directory / "mongodb")
         self.mongo: MongoClient[dict[str, Any]] = MongoClient(self.mongod.url, tz_aware=True)

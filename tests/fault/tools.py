@@ -1,4 +1,4 @@
-"""Tools whose effects can be counted: the bank in the test's process hears of every call, a payment counts once a key."""
+"""Tools whose effects can be counted: the bank in the test's process hears of every call, and pays once a key."""
 
 from __future__ import annotations
 

@@ -57,8 +57,16 @@ class Judge:
             effects[tool] += 1 if tool == "pay" and key in model.bank.payments else count
         self.verdict = Verdict()
 
+    def judge_all(self, database: Any, accepted: Iterable[str]) -> Verdict:
+        """Everything ``database`` holds, against the ids that the client was given."""
+        events: dict[str, list[Doc]] = {}
+        for event in database["audit"].find({}, {"_id": 0}).sort("_id", 1):
+            events.setdefault(event["run"], []).append(event)
+        runs = database["runs"].find({"status": {"$ne": "rejected"}})  # those are refusals that were recorded
+        return self.judge(accepted, {run["_id"]: run for run in runs}, events)
+
     def judge(self, accepted: Iterable[str], runs: dict[str, Doc], events: dict[str, list[Doc]]) -> Verdict:
-        """``accepted``: every id the client was given; ``runs`` and ``events``: everything MongoDB holds."""
+        """``accepted``: every id the client was given; ``events`` by run."""
         ids = set(accepted)
         self.verdict.accepted = len(ids)
         for run_id in ids - runs.keys():
@@ -86,7 +94,7 @@ class Judge:
         self._end(run, events)
         copied = {event["seq"] for event in events}
         chain = [*events, *(event for event in run["events"] if event["seq"] not in copied)]
-        for problem in check(run_id, run["audit"], chain):  # type: ignore[arg-type]
+        for problem in check(run_id, run["audit"], chain):
             self._wrong(run_id, f"audit: {problem}")
         finished = Counter(event["step"] for event in chain if event["type"] in FINISHING)
         for step_id, times in finished.items():
