@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -48,9 +48,11 @@ from agentq.errors import (
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
+    QueueFull,
     Unavailable,
     UnknownWorkflow,
 )
+from agentq.gate import Gate
 from agentq.protocol import (
     START_STEP,
     TERMINAL,
@@ -65,8 +67,11 @@ from agentq.protocol import (
     new_run,
     new_run_id,
     parse_request,
+    starts_at,
     task_name,
 )
+from agentq.schedule import Schedules
+from agentq.turns import Turns
 
 __all__ = ["Client", "Handle", "Outcome"]
 
@@ -77,6 +82,7 @@ BROKER_TIMEOUT_S = 3.0
 BROKER_QUIET_S = 5.0
 HINTS_A_MESSAGE = 64
 DUPLICATE_KEY = 11000
+_REDIS = ("redis", "rediss", "unix")  # how a broker's URL begins; any other is taken for RabbitMQ's
 _NOT_ALLOWED = (13, 18)  # MongoDB: unauthorized, authentication failed
 
 
@@ -102,14 +108,25 @@ class Outcome:
 
 
 class Handle:
-    """An accepted run. Cheap: holds an id and its client."""
+    """An accepted run. Cheap: holds an id and its client. ``straight``: it went to its pool without waiting."""
 
-    def __init__(self, client: Client, run_id: str) -> None:
+    def __init__(self, client: Client, run_id: str, *, straight: bool = False) -> None:
         self._client = client
+        self._straight = straight
         self.run_id = run_id
 
     def __repr__(self) -> str:
         return f"Handle({self.run_id!r})"
+
+    @property
+    def position(self) -> int | None:
+        """How many runs are before it in its own line now; 0: none, or it has been admitted; None: over a thousand."""
+        return 0 if self._straight else self._client._place(self.run_id)[0]
+
+    @property
+    def estimated_start_s(self) -> float | None:
+        """Seconds until it is admitted, by what ended lately; 0.0: it has been; None: nobody knows."""
+        return 0.0 if self._straight else self._client._place(self.run_id)[1]
 
     def status(self) -> str:
         """One of agentq.protocol.RunStatus. Raises ``NotFound``."""
@@ -210,20 +227,36 @@ class Client:
         deadline_s: float | None = None,
         idempotency_key: str | None = None,
         metadata: Doc | None = None,
+        key: str | None = None,
+        urgency: int = 5,
+        conversation_policy: str = "enqueue",
+        at: datetime | str | None = None,
+        delay_s: float | None = None,
+        expires_at: datetime | str | None = None,
+        debounce_key: str | None = None,
+        debounce_s: float | None = None,
+        singleton_key: str | None = None,
+        webhook: Doc | None = None,
+        follow_up: Doc | None = None,
     ) -> Handle:
-        """Hand in one request; returns once it is durable.
+        """Hand in one request; returns once it is durable. See ``agentq.protocol.Request`` for its fields.
 
-        A request in a ``conversation`` sees the earlier turns that have ended when it starts; wait for the one before
-        if it must be seen.
+        A request in a ``conversation`` sees the turns before it. While one of them is under way, its
+        ``conversation_policy`` says what becomes of it.
 
         Raises ``InvalidRequest`` (see ``agentq.protocol.parse_request`` for its codes), ``UnknownWorkflow``,
-        ``IdempotencyConflict`` (the key is known with another body), ``Unavailable`` (MongoDB does not answer: it is
-        unknown whether the request was stored; repeat with the same idempotency key).
+        ``IdempotencyConflict`` (the key is known with another body), ``Conflict`` (code ``conversation_busy``: the
+        policy is ``reject``), ``QueueFull`` (too many requests of the tenant wait; it says when to come back),
+        ``Unavailable`` (MongoDB does not answer: it is unknown whether the request was stored; repeat with the same
+        idempotency key).
         """
         body = {
             "input": input, "workflow": workflow, "tenant": tenant, "user": user, "conversation": conversation,
             "priority": priority, "budget_usd": budget_usd, "deadline_s": deadline_s,
             "idempotency_key": idempotency_key, "metadata": {} if metadata is None else metadata,
+            "key": key, "urgency": urgency, "conversation_policy": conversation_policy, "at": at, "delay_s": delay_s,
+            "expires_at": expires_at, "debounce_key": debounce_key, "debounce_s": debounce_s,
+            "singleton_key": singleton_key, "webhook": webhook, "follow_up": follow_up,
         }  # fmt: skip
         return self.accept(parse_request(body))
 
@@ -232,15 +265,19 @@ class Client:
         registered = self._workflow(request.workflow)
         while True:
             doc = self._born(request, registered, reply)
+            if isinstance(doc, Handle):
+                return doc
             with self._mongo_errors():
                 try:
                     self._db()["runs"].insert_one(cast("Doc", doc))
                     break
                 except DuplicateKeyError as error:
-                    if _same_key(error.details):
-                        return self._known(request)
-        self._publish({registered["start_pool"]: [Hint(doc["_id"], START_STEP, 1)]})
-        return Handle(self, doc["_id"])
+                    duplicate = _duplicate(error.details)
+            if (known := self._instead(duplicate, request, doc)) is not None:
+                return known
+        if doc["in_flight"]:
+            self._publish({registered["start_pool"]: [Hint(doc["_id"], START_STEP, 1)]})
+        return Handle(self, doc["_id"], straight=doc["in_flight"])
 
     def submit_many(self, requests: Iterable[Doc], *, chunk: int = 500) -> Iterator[Handle | AgentqError]:
         """Hand in many requests (dicts as for ``parse_request``); yields one handle or one error each, in order.
@@ -262,27 +299,32 @@ class Client:
             try:
                 request = parse_request(body)
                 doc = self._born(request, self._workflow(request.workflow), None)
-            except InvalidRequest as error:
+            except (InvalidRequest, Conflict, QueueFull) as error:
                 results.append(error)
                 continue
+            if isinstance(doc, Handle):
+                results.append(doc)
+                continue
             born.append((len(results), request, doc))
-            results.append(Handle(self, doc["_id"]))
+            results.append(Handle(self, doc["_id"], straight=doc["in_flight"]))
         refused = self._insert([doc for _, _, doc in born])
         hints: dict[Pool, list[Hint]] = {}
         for index, (place, request, doc) in enumerate(born):
             if index not in refused:
+                if not doc["in_flight"]:
+                    continue
                 hints.setdefault(doc["steps"][START_STEP]["pool"], []).append(Hint(doc["_id"], START_STEP, 1))
                 continue
             try:
-                results[place] = self._known(request) if refused[index] else self.accept(request)
+                results[place] = self._instead(refused[index], request, doc) or self.accept(request)
             except AgentqError as known_error:
                 results[place] = known_error
         self._publish(hints)
         return results
 
-    def _insert(self, docs: Sequence[NewRun]) -> dict[int, bool]:
-        """Store runs with one write. The places of those that were refused as duplicates: True for their
-        idempotency key, False for another index. Raises ``Unavailable`` where it is unknown what was stored."""
+    def _insert(self, docs: Sequence[NewRun]) -> dict[int, str]:
+        """Store runs with one write. The places of those that were refused as duplicates, and what was not unique
+        about them: see ``_duplicate``. Raises ``Unavailable`` where it is unknown what was stored."""
         with self._mongo_errors():
             try:
                 if docs:
@@ -291,20 +333,118 @@ class Client:
                 wrong = error.details["writeErrors"]
                 if error.details.get("writeConcernErrors") or any(one["code"] != DUPLICATE_KEY for one in wrong):
                     raise
-                return {one["index"]: _same_key(one) for one in wrong}
+                return {one["index"]: _duplicate(one) for one in wrong}
         return {}
 
-    def _born(self, request: Request, registered: Registered, reply: Reply | None) -> NewRun:
-        turn = None if request.conversation is None else self._next_turn(request)
+    def _born(self, request: Request, registered: Registered, reply: Reply | None) -> NewRun | Handle:
+        """The document of a request, or the run that it joins."""
+        connected, run_id = self._connect(), new_run_id()
+        with self._mongo_errors():
+            connected.gate.refresh(self._now())
+            connected.gate.check_room(request)
+            if (joined := self._join(request, reply)) is not None:
+                return joined
+            turn, hold = self._turn(request, run_id)
         return new_run(
             request,
             registered,
-            run_id=new_run_id(),
+            run_id=run_id,
             now=self._now(),
             turn=turn,
-            hinted=self._connect().publishes(),
+            hinted=connected.publishes(),
             reply=reply,
+            waits=hold is not None or not connected.gate.straight(request),
+            hold=hold,
+            cost=connected.gate.cost(request),
         )
+
+    def _join(self, request: Request, reply: Reply | None) -> Handle | None:
+        """The waiting run that the request becomes a part of, if it wishes so and there is one."""
+        merges = request.conversation is not None and request.conversation_policy == "merge"
+        if reply is not None and (merges or request.debounce_key or request.singleton_key):
+            raise InvalidRequest(
+                "A request that may join another has no answer of its own.",
+                code="not_for_ask",
+                hint="Use agentq.submit for requests with a debounce or singleton key or the policy merge.",
+            )
+        if not merges and request.debounce_key is None:
+            return None
+        turns = self._connect().turns
+        if (known := turns.joined(request)) is not None:
+            return self._same(known, request)
+        joined = turns.merge(request) if merges else turns.replace(request)
+        return None if joined is None else Handle(self, joined)
+
+    def _turn(self, request: Request, run_id: str) -> tuple[int | None, str | None]:
+        """The request's turn in its conversation, and what it waits for if another is under way."""
+        if request.conversation is None:
+            return None, None
+        if starts_at(request, self._now()) > self._now():
+            return self._next_turn(request), "time"
+        turn = self._connect().turns.take(request, run_id)
+        if turn.before is None:
+            return turn.number, None
+        if request.conversation_policy == "interrupt":
+            with suppress(Conflict, NotFound):  # it has ended, or is not there yet
+                self._cancel(turn.before, "interrupted by a newer request")
+        return turn.number, "turn"
+
+    def _instead(self, duplicate: str, request: Request, doc: NewRun) -> Handle | None:
+        """The run that is there already in place of ``doc``; None where ``doc`` has to be made anew."""
+        if doc["conversation"] is not None:
+            with self._mongo_errors():
+                self._connect().turns.give_back(doc["tenant"], doc["conversation"], doc["_id"])
+        if duplicate == "idempotency_key":
+            return self._known(request)
+        if duplicate == "singleton":
+            with self._mongo_errors():
+                live = self._db()["runs"].find_one(
+                    {"tenant": request.tenant, "singleton": request.singleton_key}, {"_id": 1}
+                )
+            return None if live is None else Handle(self, live["_id"])
+        return None
+
+    def _place(self, run_id: str) -> tuple[int | None, float | None]:
+        fields = {"backlog": 1, "pool": 1, "flow": 1, "tenant": 1}
+        run = self._run(run_id, fields)
+        gate = self._connect().gate
+        with self._mongo_errors():
+            gate.refresh(self._now())
+            return gate.place(run, self._now())
+
+    def schedule(self, request: Doc, cron: str, timezone: str = "UTC") -> str:
+        """Hand in a request (a dict as for ``parse_request``) again and again, whenever ``cron`` fits in a time zone;
+        gives the schedule's id. Times that were missed while no scheduler ran are made up for once.
+
+        Raises ``InvalidRequest`` and ``UnknownWorkflow`` as ``submit`` does, ``bad_cron`` and ``bad_timezone``.
+        """
+        self._workflow(parse_request(request).workflow)
+        with self._mongo_errors():
+            return Schedules(self._db(), self._now).add(request, cron, timezone)
+
+    def schedules(self) -> list[Doc]:
+        """All recurring requests: ``{_id, cron, timezone, request, due, last_run, last_error}``, by ``due``."""
+        with self._mongo_errors():
+            return Schedules(self._db(), self._now).all()
+
+    def drop_schedule(self, schedule_id: str) -> None:
+        """Hand it in no more. Runs that were handed in go on. Raises ``NotFound``."""
+        with self._mongo_errors():
+            Schedules(self._db(), self._now).drop(schedule_id)
+
+    def hand_in(self, schedule: Doc) -> None:
+        """Hand in a recurring request that is due, once a due time however often this is called, and set when it is due
+        next. A request that is refused is noted and tried again the next time. The scheduler calls this."""
+        body = {**schedule["request"], "idempotency_key": f"{schedule['_id']}:{schedule['due']:%Y-%m-%dT%H:%M:%SZ}"}
+        run_id, fault = None, None
+        try:
+            run_id = self.accept(parse_request(body)).run_id
+        except Unavailable:
+            raise
+        except AgentqError as error:
+            fault = error.as_dict()
+        with self._mongo_errors():
+            Schedules(self._db(), self._now).handed_in(schedule, run_id, fault)
 
     def run(self, run_id: str) -> Handle:
         """A handle for a run that somebody handed in. Raises ``NotFound``."""
@@ -346,6 +486,9 @@ class Client:
             )
         if doc is None:
             raise Unavailable("The request was stored and removed at the same time.", hint="Submit it again.")
+        return self._same(doc, request)
+
+    def _same(self, doc: Doc, request: Request) -> Handle:
         if doc["fingerprint"] != request.fingerprint:
             raise IdempotencyConflict(
                 f"The idempotency key {request.idempotency_key!r} belongs to another request (run {doc['_id']}).",
@@ -378,7 +521,11 @@ class Client:
         with self._mongo_errors():
             asked = self._db()["runs"].update_one(
                 {"_id": str(run_id), "status": {"$nin": sorted(TERMINAL)}, "cancel": None},
-                {"$set": {"cancel": wish, "next_due": self._now()}, "$inc": {"rev": 1}},
+                {
+                    "$set": {"cancel": wish, "next_due": self._now()},
+                    "$inc": {"rev": 1},
+                    "$unset": {"backlog.debounce": ""},
+                },
             )
         if asked.modified_count == 0:
             doc = self._run(run_id, {"status": 1, "cancel": 1})
@@ -447,9 +594,10 @@ def _unavailable(error: PyMongoError) -> Unavailable:
     )
 
 
-def _same_key(duplicate: Any) -> bool:
-    """Was a document refused for its idempotency key (and not for its turn in a conversation)?"""
-    return "idempotency_key" in (duplicate or {}).get("keyPattern", {})
+def _duplicate(details: Any) -> str:
+    """What was not unique about a document: ``idempotency_key``, ``singleton``, or something that a new one mends."""
+    pattern = (details or {}).get("keyPattern", {})
+    return next((name for name in ("idempotency_key", "singleton") if name in pattern), "")
 
 
 _HOME = os.getpid()  # the process that imported us
@@ -482,12 +630,14 @@ class _Connected:
             self.db = self.mongo.get_database(
                 database, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC), read_preference=ReadPreference.PRIMARY
             )
+            self.gate, self.turns = Gate(self.db), Turns(self.db, self.now)
             self.offset: timedelta = self.db.command("hello")["localTime"].replace(tzinfo=UTC) - datetime.now(UTC)
         except BaseException:
             self.mongo.close()
             raise
         self._broker_url = broker_url
         self._celery = None if broker_url is None else _celery(broker_url)
+        self._options = _publishing(broker_url or "")
         self._producers: ProducerPool | None = None
         self._quiet_until = 0.0
 
@@ -505,32 +655,47 @@ class _Connected:
         if self._celery is None or not self.publishes():
             return False
         try:
-            if self._producers is None:
+            producers = self._producers
+            if producers is None:
                 # The URL is given here as well because Celery prefers CELERY_BROKER_URL of the host's environment.
                 connections = self._celery.connection_for_write(self._broker_url).Pool(10)
-                self._producers = ProducerPool(connections, limit=10)
-            with self._producers.acquire(block=True, timeout=BROKER_TIMEOUT_S) as producer:
+                producers = self._producers = ProducerPool(connections, limit=10)
+            with producers.acquire(block=True, timeout=BROKER_TIMEOUT_S) as producer:
                 self._celery.send_task(
                     task_name(pool), kwargs=hint_message(hints, self.now()), queue=pool, producer=producer, retry=False,
-                    ignore_result=True, argsrepr="()", kwargsrepr=f"{{{len(hints)} hints}}",
+                    ignore_result=True, argsrepr="()", kwargsrepr=f"{{{len(hints)} hints}}", **self._options,
                 )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - whatever a broker's library raises, the requests are accepted
             self._quiet_until = time.monotonic() + BROKER_QUIET_S
+            self._drop_producers()
             log.warning("%d hints for %s are left to the scheduler: %s", len(hints), pool, type(error).__name__)
             return False
         return True
 
+    def _drop_producers(self) -> None:
+        """Begin anew: on RabbitMQ a confirmation that comes late would be taken for that of the next message."""
+        producers, self._producers = self._producers, None
+        if producers is not None:
+            producers.connections.force_close_all()
+
     def close(self) -> None:
         self.mongo.close()
-        if self._producers is not None:
-            self._producers.connections.force_close_all()
+        self._drop_producers()
         if self._celery is not None:
             self._celery.close()
 
 
+def _publishing(broker_url: str) -> Doc:
+    """On RabbitMQ: declare nothing (the workers do, and a client needs no right to), fail where no queue took the
+    message or nobody confirmed it in time."""
+    if broker_url.startswith(_REDIS):
+        return {}
+    return {"declare": [], "mandatory": True, "confirm_timeout": BROKER_TIMEOUT_S}
+
+
 def _celery(broker_url: str) -> Celery:
     app = Celery("agentq-client", broker=broker_url, set_as_current=False)
-    redis = broker_url.startswith(("redis", "rediss", "unix"))
+    redis = broker_url.startswith(_REDIS)
     timeouts = {"socket_timeout": BROKER_TIMEOUT_S, "socket_connect_timeout": BROKER_TIMEOUT_S}
     app.conf.update(
         task_serializer="json",

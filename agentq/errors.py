@@ -6,6 +6,7 @@
     │   └── UnknownWorkflow       no such workflow is registered
     ├── NotFound              no run, conversation or step of that name
     ├── Conflict              the run is not in a state that allows this (e.g. already ended)
+    ├── QueueFull             too many requests of the caller wait already; ``retry_after_s`` says when to come back
     ├── Unavailable           a server we need does not answer; safe to retry
     ├── ConfigError           a file or setting is wrong: file, line, reason, mend
     ├── ToolError             a tool said no; becomes an observation, never ends a run
@@ -65,6 +66,18 @@ class NotFound(AgentqError):
 
 class Conflict(AgentqError):
     code = "conflict"
+
+
+class QueueFull(AgentqError):
+    """``retry_after_s``: when a place is likely to be free."""
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float, **details: Any) -> None:
+        hint = f"Submit it again in {retry_after_s:g} s, or ask for a higher limit."
+        super().__init__(message, hint=hint, retry_after_s=retry_after_s, **details)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(AgentqError):

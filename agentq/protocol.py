@@ -14,12 +14,22 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, NamedTuple, NotRequired, cast
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, cast
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+    with_config,
+)
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from agentq.errors import InvalidRequest
+from agentq.errors import AgentqError, InvalidRequest
 
 Pool = Literal["router", "specialist", "critic", "tools"]
 POOLS: tuple[Pool, ...] = ("router", "specialist", "critic", "tools")
@@ -28,6 +38,7 @@ SUBMIT_TASK = "agentq.submit"
 ASK_TASK = "agentq.ask"
 
 Priority = Literal["interactive", "standard", "batch"]
+ConversationPolicy = Literal["enqueue", "reject", "interrupt", "merge"]
 RunStatus = Literal["queued", "running", "waiting", "paused", "succeeded", "failed", "cancelled", "rejected"]
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "rejected"})
 
@@ -36,6 +47,9 @@ MAX_METADATA_BYTES = 16 * 1024
 MAX_DEPTH = 32
 RUN_FORMAT = 1  # version of the run document; raised when old code could not read a new document
 HINT_GRACE = timedelta(seconds=30)  # how long a published hint may stay unclaimed before the scheduler looks
+BACKLOG_LIFE = timedelta(days=30)  # how long a run may wait for its admission where its request says nothing else
+UNKNOWN_COST = 1_000_000  # nano-dollars: what a run is taken to cost before one of its workflow has ended
+LEAST_COST = 10_000  # nano-dollars: what a run counts for at least where costs are shared: free models count too
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,127}$"
 # Control characters but tab, line feed and carriage return; lone surrogates cannot be stored as UTF-8.
@@ -61,6 +75,68 @@ def hint_message(hints: Sequence[Hint], at: datetime) -> dict[str, Any]:
     return {"hints": hints, "at": int(at.timestamp() * 1000)}
 
 
+def _moment(value: Any) -> Any:
+    """A time as ISO 8601 text becomes one; it must say its offset from UTC."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError("a time needs its offset from UTC, as in 2026-12-01T09:00:00+01:00")
+        value = value.astimezone(UTC)
+        return value.replace(microsecond=value.microsecond // 1000 * 1000)
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_KEPT_QUEUES = ("agentq.", "celeryev", "unacked")  # ours and, on Redis, the transport's own keys begin like this
+
+
+def _webhook_url(url: str) -> str:
+    """An address that may be called. What its host's name leads to is judged when it is called."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError("a URL has printable ASCII characters only")
+    parts = urlsplit(url)  # raises ValueError itself for brackets and ports that are none
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        raise ValueError("it should begin with https:// (http:// for this machine only)")
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("it names no host and port")
+    if "@" in parts.netloc or parts.fragment:
+        raise ValueError("no user, password or fragment in it, please")
+    return url
+
+
+def _callers_queue(name: str) -> str:
+    if name in (*POOLS, INTAKE_QUEUE) or name.startswith(_KEPT_QUEUES) or "pidbox" in name:
+        raise ValueError("that queue is not the caller's own")
+    return name
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class Webhook(TypedDict):
+    """Who is told by HTTP when the run has ended. ``secret_id``: which of the tenant's secrets signs it; default
+    ``default``. ``url``: https; http for this machine, where its operator allows that."""
+
+    url: Annotated[str, Field(max_length=2048), AfterValidator(_webhook_url)]
+    secret_id: NotRequired[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class FollowUp(TypedDict):
+    """The Celery task, by name, that is sent to the caller's own ``queue`` when the run has ended."""
+
+    task: Annotated[str, Field(pattern=_NAME)]
+    queue: Annotated[str, Field(pattern=_NAME), AfterValidator(_callers_queue)]
+
+
+class Notify(TypedDict):
+    """Who is to be told of a run's end."""
+
+    webhook: NotRequired[Webhook]
+    follow_up: NotRequired[FollowUp]
+
+
 class Request(BaseModel):
     """What a caller asks for. Unknown fields and wrong types are refused; nothing is coerced."""
 
@@ -76,11 +152,68 @@ class Request(BaseModel):
     deadline_s: float | None = Field(None, gt=0, le=30 * 86_400, description="seconds from acceptance to the end")
     idempotency_key: str | None = Field(None, min_length=1, max_length=255)
     metadata: dict[str, Any] = Field(default_factory=dict, description="the caller's own notes, JSON, 16 KiB at most")
+    key: str | None = Field(None, pattern=_NAME, description="which of the tenant's keys asks; it may have caps")
+    urgency: int = Field(5, ge=0, le=9, description="within the priority class and the tenant, 9 goes first")
+    conversation_policy: ConversationPolicy = Field(
+        "enqueue", description="if a run of the conversation is under way: wait for it, refuse, cancel it, or join the "
+        "next turn that still waits",
+    )  # fmt: skip
+    at: Moment | None = Field(None, description="not before this time (ISO 8601 with its offset)")
+    delay_s: float | None = Field(None, ge=0, le=366 * 86_400, description="not before so many seconds from now")
+    expires_at: Moment | None = Field(None, description="the run must have ended by then (ISO 8601 with its offset)")
+    debounce_key: str | None = Field(None, pattern=_NAME, description="a later request with it replaces a waiting one")
+    debounce_s: float | None = Field(None, gt=0, le=86_400, description="how long no other one must come; default 5")
+    singleton_key: str | None = Field(None, pattern=_NAME, description="one run at a time; another gets that one")
+    webhook: Webhook | None = Field(None, description="told by HTTP when the run has ended")
+    follow_up: FollowUp | None = Field(None, description="a Celery task, sent when the run has ended")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Request:
+        if self.at is not None and self.delay_s is not None:
+            raise ValueError("at and delay_s exclude each other")
+        if self.debounce_s is not None and self.debounce_key is None:
+            raise ValueError("debounce_s needs a debounce_key")
+        if self.debounce_key is not None and (self.conversation or self.at or self.delay_s or self.singleton_key):
+            raise ValueError("debounce_key goes with none of conversation, at, delay_s, singleton_key")
+        if self.singleton_key is not None and self.conversation is not None:
+            raise ValueError("singleton_key and conversation exclude each other")
+        if self.notify and self.conversation_policy == "merge":
+            raise ValueError("webhook and follow_up do not go with conversation_policy merge: that run is another's")
+        return self
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the body without its idempotency key: two requests are the same if and only if this is."""
-        return sha256(canonical_json(self.model_dump(mode="json", exclude={"idempotency_key"})))
+        """SHA-256 of the body without its idempotency key: two requests are the same if and only if this is.
+
+        Younger fields count only where they say something, so that a request is the same over versions of agentq.
+        """
+        body = self.model_dump(mode="json", exclude={"idempotency_key"})
+        told = {name: value for name, value in body.items() if name not in _YOUNGER or value != _YOUNGER[name]}
+        return sha256(canonical_json(told))
+
+    @property
+    def notify(self) -> Notify:
+        """Who is to be told of the end; empty if nobody is."""
+        told: Notify = {}
+        if self.webhook is not None:
+            told["webhook"] = self.webhook
+        if self.follow_up is not None:
+            told["follow_up"] = self.follow_up
+        return told
+
+    @property
+    def flow(self) -> str:
+        """In whose line the run waits: the tenant's, or that of one key of it."""
+        return self.tenant if self.key is None else f"{self.tenant}|{self.key}"
+
+
+_YOUNGER = {
+    name: Request.model_fields[name].default
+    for name in (
+        "key", "urgency", "conversation_policy", "at", "delay_s", "expires_at", "debounce_key", "debounce_s",
+        "singleton_key", "webhook", "follow_up",
+    )
+}  # fmt: skip
 
 
 def parse_request(body: Any) -> Request:
@@ -183,7 +316,7 @@ _PYDANTIC_CODES = {"missing": "missing_field", "extra_forbidden": "unknown_field
 
 def _translate(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"])[:80]
+    field = ".".join(str(part) for part in first["loc"])[:80] or "request"
     kind = first["type"]
     code = _PYDANTIC_CODES.get(kind) or ("wrong_type" if kind.endswith("_type") else "invalid_value")
     if kind == "string_unicode":
@@ -195,7 +328,8 @@ def _translate(error: ValidationError) -> InvalidRequest:
         "invalid_value": f"Change '{field}' as the message says.",
         "control_characters": f"Send '{field}' as valid UTF-8.",
     }
-    return InvalidRequest(f"{field}: {first['msg']}.", code=code, hint=hints[code], field=field)
+    said = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{field}: {said}.", code=code, hint=hints[code], field=field)
 
 
 def canonical_json(value: Any) -> str:
@@ -279,9 +413,11 @@ class Registered(TypedDict):
 
 
 class Reply(TypedDict):
-    """Where a foreign Celery application waits for the answer: its task id in the result backend."""
+    """Where a foreign Celery application waits for the answer: its task id in the result backend; ``reply_to`` is its
+    queue where that backend is ``rpc://``."""
 
     task_id: str
+    reply_to: NotRequired[str]
 
 
 START_STEP = "s1"
@@ -290,6 +426,24 @@ START_STEP = "s1"
 def new_run_id() -> str:
     """``r`` + 12 hex digits of epoch milliseconds + 16 random hex digits: unique, and sorts by time of birth."""
     return f"r{int(time.time() * 1000):012x}{os.urandom(8).hex()}"
+
+
+Backlog = TypedDict(
+    "Backlog",
+    {
+        "class": NotRequired[str],
+        "hold": NotRequired[str],
+        "front": NotRequired[bool],
+        "rank": int,
+        "cost": int,
+        "at": datetime,
+        "wall_s": float,
+        "debounce": NotRequired[str],
+    },
+)
+"""Present while a run waits for its admission. ``class``: it may be admitted; instead, ``hold`` says what it waits for:
+``time`` (until ``at``) or ``turn`` (of its conversation; ``front``: before others). ``rank``: 0 is the most urgent.
+``cost``: estimated, nano-dollars. ``wall_s``: how long it may take once it is admitted."""
 
 
 class NewRun(TypedDict):
@@ -326,6 +480,13 @@ class NewRun(TypedDict):
     error: dict[str, Any] | None
     cancel: dict[str, Any] | None
     reply: Reply | None
+    flow: str
+    pool: Pool
+    cost: int
+    in_flight: bool
+    backlog: NotRequired[Backlog]
+    singleton: NotRequired[str]
+    notify: NotRequired[Notify]
 
 
 def new_run(
@@ -337,12 +498,18 @@ def new_run(
     turn: int | None = None,
     hinted: bool = True,
     reply: Reply | None = None,
+    waits: bool = False,
+    hold: str | None = None,
+    cost: int = UNKNOWN_COST,
 ) -> NewRun:
     """The document of an accepted request: one open step, one audit event, due for the scheduler.
 
     ``now`` is MongoDB's time. ``turn`` is the request's place in its conversation. ``hinted`` says that a hint will
-    be published right after the insert; without one the scheduler dispatches the run at its next look.
+    be published right after the insert; without one the scheduler dispatches the run at its next look. ``waits``: it
+    goes to the backlog and is admitted later (so no hint is published); so does one with a ``hold``, and one that
+    lies in the future or is debounced. ``cost``: estimated, nano-dollars.
     """
+    fingerprint = request.fingerprint
     accepted: NewEvent = {
         "type": "run.accepted",
         "at_ms": int(now.timestamp() * 1000),
@@ -353,7 +520,7 @@ def new_run(
             "tenant": request.tenant,
             "user": request.user,
             "conversation": request.conversation,
-            "fingerprint": request.fingerprint,
+            "fingerprint": fingerprint,
         },
     }
     events, head = chain(run_id, genesis(run_id), [accepted])
@@ -370,7 +537,7 @@ def new_run(
         "metadata": request.metadata,
         "budget_nano_usd": None if request.budget_usd is None else round(request.budget_usd * 1e9),
         "deadline_at": now + timedelta(seconds=min(request.deadline_s or math.inf, workflow["max_wall_s"])),
-        "fingerprint": request.fingerprint,
+        "fingerprint": fingerprint,
         "status": "queued",
         "rev": 0,
         "state": None,
@@ -388,16 +555,72 @@ def new_run(
         "error": None,
         "cancel": None,
         "reply": reply,
+        "flow": request.flow,
+        "pool": workflow["start_pool"],
+        "cost": max(1, cost),
+        "in_flight": True,
     }
     if request.idempotency_key is not None:
         doc["idempotency_key"] = request.idempotency_key
+    if request.singleton_key is not None:
+        doc["singleton"] = request.singleton_key
+    if request.notify:
+        doc["notify"] = request.notify
+    start = starts_at(request, now)
+    ends = [moment for moment in (request.expires_at, _after(start, request.deadline_s)) if moment is not None]
+    if waits or hold is not None or start > now:
+        doc["deadline_at"] = min(ends, default=start + BACKLOG_LIFE)
+        _put_in_backlog(doc, request, start, hold if start <= now else "time", workflow["max_wall_s"])
+    else:
+        doc["deadline_at"] = min([doc["deadline_at"], *ends])
     return doc
 
 
-def rejected_run(error: InvalidRequest, *, run_id: str, now: datetime, facts: dict[str, Any]) -> dict[str, Any]:
+DEBOUNCE_S = 5.0
+
+
+def starts_at(request: Request, now: datetime) -> datetime:
+    """Before when the run must not start."""
+    if request.debounce_key is not None:
+        return now + timedelta(seconds=request.debounce_s or DEBOUNCE_S)
+    if request.delay_s is not None:
+        return now + timedelta(seconds=request.delay_s)
+    return max(now, request.at or now)
+
+
+def _after(start: datetime, seconds: float | None) -> datetime | None:
+    return None if seconds is None else start + timedelta(seconds=seconds)
+
+
+def _put_in_backlog(doc: NewRun, request: Request, start: datetime, hold: str | None, wall_s: float) -> None:
+    """It waits: nobody has been told, and nothing is due before its deadline."""
+    doc["in_flight"] = False
+    doc["steps"][START_STEP]["hints"] = 0
+    doc["next_due"] = doc["deadline_at"]
+    backlog: Backlog = {"rank": 9 - request.urgency, "cost": doc["cost"], "at": start, "wall_s": wall_s}
+    if hold is None:
+        backlog["class"] = request.priority
+    else:
+        backlog["hold"] = hold
+    if request.debounce_key is not None:
+        backlog["debounce"] = request.debounce_key
+    if request.conversation_policy == "interrupt":
+        backlog["front"] = True
+    doc["backlog"] = backlog
+
+
+def rejected_run(
+    error: AgentqError,
+    *,
+    run_id: str,
+    now: datetime,
+    facts: dict[str, Any],
+    refused: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The visible record of a request that came by task name and was refused: a run that never started.
 
-    ``facts`` say where it came from (task id, size, hash); the refused body itself is not kept.
+    ``facts`` say where it came from and go into the audit trail as well; ``refused`` is what is kept of the request, as
+    ``schemas.run.Refused`` has it: its body stays in this document and goes nowhere else.
     """
     refusal: NewEvent = {
         "type": "run.rejected",
@@ -406,7 +629,7 @@ def rejected_run(error: InvalidRequest, *, run_id: str, now: datetime, facts: di
         "data": {"code": error.code, **facts},
     }
     events, head = chain(run_id, genesis(run_id), [refusal])
-    return {
+    doc: dict[str, Any] = {
         "_id": run_id,
         "v": RUN_FORMAT,
         "tenant": "default",
@@ -438,6 +661,9 @@ def rejected_run(error: InvalidRequest, *, run_id: str, now: datetime, facts: di
         "cancel": None,
         "reply": None,
     }
+    if refused is not None:
+        doc["refused"] = refused
+    return doc
 
 
 def open_step(kind: str, workflow: Registered, now: datetime, *, hints: int) -> dict[str, Any]:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 Port = Annotated[int, Field(ge=0, le=65_535)]
 _ADDRESSES = ("mongo_url", "broker_url", "result_url", "sentry_dsn", "openai_base_url", "anthropic_base_url")
 _SUBJECT = re.compile(r"^(Value error, |(Input|String) (?=should ))")
-_KEYS = ("openai_api_key", "anthropic_api_key")
-_PATHS = ("data_dir", "app_dir")
+_KEYS = ("openai_api_key", "anthropic_api_key", "webhook_secrets")
+_PATHS = ("data_dir", "app_dir", "webhook_secrets_file")
 _PROVIDERS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
 
 
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         None, description="Celery's broker, a redis:// or amqp:// address; default the running stack's."
     )
     result_url: SecretStr | None = Field(
-        None, description="Where callers of agentq.ask find answers; default the broker, if that is Redis, else none."
+        None, description="Where callers of agentq.ask find answers; default the broker (RabbitMQ: rpc://)."
     )
 
     openai_api_key: SecretStr | None = Field(None, description="The key for OpenAI; default OPENAI_API_KEY, else none.")
@@ -94,6 +94,16 @@ class Settings(BaseSettings):
         True, description="Whether a process goes on with a run in place if it serves the next pool; default true."
     )
     task_events: bool = Field(True, description="Whether workers send the events that Flower shows; default true.")
+
+    webhook_secrets: SecretStr | None = Field(
+        None, description='What signs webhooks, as {"default": "whsec_...", "tenant/name": "whsec_..."}; default none.'
+    )
+    webhook_secrets_file: Path | None = Field(None, description="A file with the same, in its place; default none.")
+    webhook_networks: str = Field(
+        "",
+        description="Networks that webhooks may go to besides the public Internet, as 10.0.0.0/8,127.0.0.1; default "
+        "none.",
+    )
 
     sentry_dsn: SecretStr | None = Field(None, description="Where errors are reported; default none.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Default INFO.")
@@ -139,12 +149,14 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _answers_go_through_a_redis_broker(cls, data: Any) -> Any:
+    def _answers_go_through_the_broker(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("result_url") is None:
             broker = data.get("broker_url")
             text = broker.get_secret_value() if isinstance(broker, SecretStr) else broker
             if isinstance(text, str) and text.startswith(("redis://", "rediss://", "redis+socket://")):
                 return {**data, "result_url": text}
+            if isinstance(text, str) and text.startswith(("amqp://", "amqps://", "pyamqp://")):
+                return {**data, "result_url": "rpc://"}
         return data
 
     def providers(self) -> dict[str, Provider]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from agentq.protocol import AuditHead, Event, Pool, Reply
+from agentq.protocol import AuditHead, Backlog, Event, Notify, Pool, Reply
 from schemas.chat import Message, ToolCall
 
 StepKind = Literal["enter", "route", "turn", "tool", "critique"]
@@ -118,7 +118,8 @@ class Entry(TypedDict):
 class Quarantine(TypedDict):
     """What a failed run leaves behind, so that it can be redriven: the step that could not be done (None where a limit
     stopped the run after a step) with its cause, the ``others`` that were open, and which of those were ``leased``:
-    they may have taken effect. ``dropped``: a person has decided that nothing more is to be done."""
+    they may have taken effect. ``after``: the step whose outcome met the limit. ``dropped``: a person has decided that
+    nothing more is to be done."""
 
     step_id: str | None
     step: Step | None
@@ -126,6 +127,7 @@ class Quarantine(TypedDict):
     message: str
     others: dict[str, Step]
     leased: list[str]
+    after: NotRequired[str]
     dropped: NotRequired[datetime]
 
 
@@ -237,6 +239,15 @@ class RunDoc(TypedDict):
     batch: NotRequired[BatchLine]
     tally: NotRequired[bool]  # the bookkeeper has something to count
     booked: NotRequired[dict[str, Any]]  # what it has counted, see agentq.engine.tally
+    flow: NotRequired[str]  # in whose line it waits: tenant, or tenant|key
+    pool: NotRequired[Pool]  # where it enters
+    cost: NotRequired[int]  # nano-dollars, estimated at birth
+    in_flight: NotRequired[bool]  # from its admission (or birth, if it need not wait) to its end
+    backlog: NotRequired[Backlog]
+    admitted_at: NotRequired[datetime]  # when it left the backlog; absent where it never was in it
+    singleton: NotRequired[str]  # while it lives, no other run of the tenant has this key
+    merged: NotRequired[list[dict[str, str]]]  # requests that joined this turn: {fingerprint, idempotency_key}
+    notify: NotRequired[Notify]  # who is told of its end
 
 
 RUN: TypeAdapter[RunDoc] = TypeAdapter(RunDoc)

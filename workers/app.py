@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 
 from celery import Celery
-from kombu import Queue
 
-from agentq.protocol import INTAKE_QUEUE, POOLS
+from agentq.protocol import INTAKE_QUEUE
 from config.settings import Settings, load_settings
 from workers import critic, intake, liveness, router, sentry, specialist, tool_runner
 from workers.host import EngineHost
+from workers.queues import on_redis, task_queues
 
 
 def make_app(settings: Settings) -> Celery:
@@ -35,14 +35,15 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _conf(settings: Settings, broker: str) -> dict[str, object]:
-    """Why each is so: docs/adr/0004-pool-kind.md and 0005-hints-need-no-acknowledgement.md.
+    """Why each is so: docs/adr/0004-pool-kind.md, 0005-hints-need-no-acknowledgement.md and, for RabbitMQ,
+    0007-rabbitmq-quorum-queues.md.
 
     On Redis, hints are not acknowledged: the broker may lose them anyway, the bookkeeping costs two round trips a
     message, and an acknowledgement that fails when the connection is lost ends Celery's consumer for good.
     ``worker_disable_prefetch`` keeps a worker from taking more than it can work on. RabbitMQ's prefetch needs them.
     """
-    redis = broker.startswith(("redis", "rediss", "unix"))
-    result = settings.result_url.get_secret_value() if settings.result_url else (broker if redis else None)
+    redis = on_redis(broker)
+    result = settings.result_url.get_secret_value() if settings.result_url else (broker if redis else "rpc://")
     return {
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # a worker outlives any outage of its broker
@@ -50,7 +51,7 @@ def _conf(settings: Settings, broker: str) -> dict[str, object]:
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
-        "task_queues": [*(Queue(name, routing_key=name, no_ack=redis) for name in POOLS), _intake()],
+        "task_queues": task_queues(broker),
         "task_default_queue": INTAKE_QUEUE,
         "task_create_missing_queues": False,  # a mistyped queue fails loudly
         "task_acks_late": not redis,
@@ -67,13 +68,8 @@ def _conf(settings: Settings, broker: str) -> dict[str, object]:
         "worker_hijack_root_logger": True,
         "worker_consumer": "workers.intake:Consumer",
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # a paid call is not thrown away
-        "worker_detect_quorum_queues": not redis,
+        "worker_detect_quorum_queues": not redis,  # their prefetch is each consumer's, not the channel's
     }
-
-
-def _intake() -> Queue:
-    """Requests, unlike hints, exist nowhere else until they are stored: they are acknowledged after that."""
-    return Queue(INTAKE_QUEUE, routing_key=INTAKE_QUEUE)
 
 
 def _redis_options() -> dict[str, object]:

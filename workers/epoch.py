@@ -12,13 +12,13 @@ from concurrent.futures import Executor
 from typing import Any
 
 from celery import Celery
-from kombu import Connection, Queue
+from kombu import Connection
 from kombu.exceptions import OperationalError
 
 from agentq.errors import Unavailable
+from workers.queues import MARKER_QUEUE, marker_queue, on_redis, publishing
 
 log = logging.getLogger(__name__)
-MARKER_QUEUE = "agentq.epoch"
 
 
 class BrokerEpoch:
@@ -27,6 +27,10 @@ class BrokerEpoch:
     def __init__(self, app: Celery, executor: Executor) -> None:
         self._app = app
         self._executor = executor
+        self._url: str = app.conf.broker_url
+        # A quorum queue that is just recovering exists already and tells no messages yet: look again before believing.
+        self._sure = 1 if on_redis(self._url) else 4
+        self._empty = 0  # so many looks in a row found the queue there and empty
         self._connection: Connection | None = None
 
     async def __call__(self) -> bool:
@@ -57,17 +61,20 @@ class BrokerEpoch:
         with connection.channel() as channel:
             try:
                 declared: Any = channel
-                if declared.queue_declare(MARKER_QUEUE, passive=True).message_count > 0:
+                count = declared.queue_declare(MARKER_QUEUE, passive=True).message_count
+                self._empty = 0 if count > 0 else self._empty + 1
+                if self._empty < self._sure:
                     return False
             except self._errors():
                 log.debug("the broker has no marker queue")  # as good as a queue without a message
         with connection.channel() as channel:
-            queue = Queue(MARKER_QUEUE, routing_key=MARKER_QUEUE, durable=True)
-            queue(channel).declare()
+            marker_queue(self._url)(channel).declare()
             connection.Producer(channel).publish(
                 {"marker": "kept so that a broker that lost its data is noticed"}, routing_key=MARKER_QUEUE,
                 exchange="", serializer="json", delivery_mode=2, retry=False,
+                **publishing(self._url),
             )  # fmt: skip
+        self._empty = 0
         return True
 
     def _drop(self) -> None:

@@ -9,7 +9,7 @@ import signal
 from agentq.errors import ConfigError
 from agentq.runtime.runtime import CRASH_POINTS, CrashPoint, no_crash
 
-KNOWN = (*CRASH_POINTS, "scheduler_after_commit")
+KNOWN = (*CRASH_POINTS, "scheduler_after_commit", "after_admit", "after_delivery")
 
 
 def crash_point(spec: str | None) -> CrashPoint:

@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any
 
 from celery import Celery
+from kombu import Connection, Producer
 
 from agentq.group import Group
 from agentq.protocol import POOLS, Hint, Pool, hint_message, task_name
+from workers.queues import publishing
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ class HintPublisher:
         self._app = app
         self._now = now  # MongoDB's time
         self._thread = ThreadPoolExecutor(1, "hints")
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+        self._options = publishing(app.conf.broker_url)
         self._groups = {pool: Group(partial(self._send, pool), limit=batch) for pool in POOLS}
 
     async def __call__(self, hints: Sequence[tuple[Pool, Hint]]) -> None:
@@ -45,12 +50,25 @@ class HintPublisher:
         return [None] * len(hints)
 
     def _send_now(self, pool: Pool, hints: list[Hint]) -> None:
-        self._app.send_task(
-            task_name(pool), kwargs=hint_message(hints, self._now()), queue=pool, retry=False, argsrepr="()",
-            kwargsrepr=f"{{{len(hints)} hints}}",
-        )  # fmt: skip
+        try:
+            if self._producer is None:
+                self._connection = self._app.connection_for_write()
+                self._producer = self._connection.Producer()
+            self._app.send_task(
+                task_name(pool), kwargs=hint_message(hints, self._now()), queue=pool, retry=False, argsrepr="()",
+                kwargsrepr=f"{{{len(hints)} hints}}", producer=self._producer, **self._options,
+            )  # fmt: skip
+        except BaseException:
+            self._drop()  # a confirmation that comes late would be taken for that of the next message
+            raise
+
+    def _drop(self) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        if connection is not None:
+            connection.release()
 
     def close(self) -> None:
+        self._thread.submit(self._drop)
         self._thread.shutdown()
 
 

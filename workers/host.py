@@ -66,6 +66,7 @@ class EngineHost:
         self.pools: tuple[Pool, ...] = POOLS
         self._lock = threading.Lock()
         self._engine: _Engine | None = None
+        self.stopping = threading.Event()  # the worker is to stop: nothing new is begun or waited for
 
     def serve(self, queues: list[str]) -> None:
         """The queues this worker consumes: the pools whose steps it may go on with in place."""
@@ -176,6 +177,7 @@ class EngineHost:
     def drain(self) -> None:
         """The worker is to stop: hand back what has not begun, finish the steps under way, hand on what follows. Model
         calls that take longer than ``drain_s`` are cut and repeated elsewhere."""
+        self.stopping.set()
         engine = self._engine
         if engine is not None and engine.pid == os.getpid():
             engine.loop.call_soon_threadsafe(engine.runtime.drain)

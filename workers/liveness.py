@@ -12,6 +12,7 @@ from celery import Celery, bootsteps, signals
 
 from agentq.errors import AgentqError
 from workers.host import EngineHost
+from workers.queues import with_dead_letters
 
 log = logging.getLogger(__name__)
 BEAT_S = 5.0
@@ -27,6 +28,7 @@ def register(app: Celery, host: EngineHost) -> None:
             raise SystemExit(
                 "agentq: the gevent and eventlet pools are not supported. Start the worker with -P threads."
             )
+        with_dead_letters(instance.app)
         host.serve(list(instance.app.amqp.queues.consume_from))
 
     @signals.after_setup_logger.connect(weak=False)

@@ -7,10 +7,14 @@ import logging
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import uvloop
 
+from agentq.client import Client
 from agentq.errors import AgentqError, ConfigError
+from agentq.runtime.admission import Admission
+from agentq.runtime.bookkeeper import Bookkeeper
 from agentq.runtime.scheduler import Scheduler
 from agentq.store.mongo import MongoStore
 from config.settings import Settings, load_settings
@@ -19,6 +23,7 @@ from workers.failpoints import crash_point
 from workers.hints import HintPublisher
 from workers.host import worker_name
 from workers.liveness import beat
+from workers.notifications import make_notifier
 from workers.replies import Replies
 
 log = logging.getLogger("workers.scheduler")
@@ -39,14 +44,29 @@ async def run(settings: Settings) -> None:
         store, publisher, BrokerEpoch(app, threads), name=worker_name(), reply=Replies(app, threads),
         max_attempts=settings.max_attempts, crash=crash_point(settings.failpoint),
     )  # fmt: skip
+    bookkeeper = Bookkeeper(store, store.batches, reply=Replies(app, threads))
+    notifier = make_notifier(settings, app, store)
+    client = Client(settings.mongo_url.get_secret_value(), app.conf.broker_url, settings.mongo_database)
+
+    async def hand_in(schedule: dict[str, Any]) -> None:
+        await asyncio.get_running_loop().run_in_executor(threads, client.hand_in, schedule)
+
+    admission = Admission(
+        store.backlog, store.queues, publisher, name=worker_name(), window=settings.steps_in_flight, hand_in=hand_in,
+        room=store.batches.room, crash=crash_point(settings.failpoint),
+    )  # fmt: skip
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     ticking = asyncio.create_task(scheduler.run(settings.scheduler_interval_s))
+    counting = asyncio.create_task(bookkeeper.run(settings.scheduler_interval_s))
+    notifying = asyncio.create_task(notifier.run(settings.scheduler_interval_s))
+    admitting = asyncio.create_task(admission.run())
     beating = asyncio.create_task(_beat())
     await asyncio.wait([ticking, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-    for task in (ticking, beating):
+    for task in (ticking, counting, notifying, admitting, beating):
         task.cancel()
+    client.close()
     await store.close()
     publisher.close()
     if not stop.is_set():

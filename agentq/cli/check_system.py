@@ -14,7 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from amqp.exceptions import NotFound
 from celery import Celery
+from kombu import Connection
 from kombu.exceptions import KombuError
 from pymongo import MongoClient, WriteConcern
 from pymongo.errors import PyMongoError
@@ -27,6 +29,7 @@ from agentq.cli.check_machine import Check
 from agentq.embedded.plan import http_ok
 from agentq.embedded.record import StackRecord
 from agentq.protocol import INTAKE_QUEUE, POOLS
+from agentq.store.documents import WORKER_ALIVE
 from config.settings import Settings
 
 _LONG_QUEUE = 10_000  # hints; backlog belongs in MongoDB
@@ -42,6 +45,8 @@ def system(settings: Settings, stack: StackRecord | None) -> Iterator[Check]:
         url = settings.broker_url.get_secret_value()
         if url.startswith(("redis://", "rediss://", "unix://")):
             yield from _redis(url)
+        elif url.startswith(("amqp://", "amqps://", "pyamqp://")):
+            yield from _rabbitmq(url)
         yield from _pools(url)
     if settings.mongo_url is not None:
         yield from _mongo(settings.mongo_url.get_secret_value(), settings.mongo_database)
@@ -88,6 +93,32 @@ def _redis(url: str) -> Iterator[Check]:
         yield Check("fail", "redis", _said(error), "Is it running, and is AGENTQ_BROKER_URL right?")
     finally:
         client.close()
+
+
+def _rabbitmq(url: str) -> Iterator[Check]:
+    """Asks over AMQP alone; what only RabbitMQ's management interface tells is left out."""
+    with Connection(url, connect_timeout=3, heartbeat=0) as connection:
+        lost: Any = (*connection.connection_errors, *connection.channel_errors)
+        try:
+            began = time.monotonic()
+            connection.connect()
+            version = connection.connection.server_properties.get("version", "?")
+            yield Check("ok", "rabbitmq", f"version {version}, answers in {(time.monotonic() - began) * 1000:.0f} ms")
+            yield _queues({queue: _length(connection, queue) for queue in (*POOLS, INTAKE_QUEUE)})
+            if dead := _length(connection, f"{INTAKE_QUEUE}.dead"):
+                yield Check("warn", "dead letters", str(dead), f"A worker that serves {INTAKE_QUEUE} records them.")
+        except (OSError, ValueError, *lost) as error:
+            yield Check("fail", "rabbitmq", _said(error), "Is it running, and is AGENTQ_BROKER_URL right?")
+
+
+def _length(connection: Connection, queue: str) -> int:
+    """How many messages wait in a queue; none where there is no queue yet."""
+    try:
+        with connection.channel() as channel:
+            declared: Any = channel
+            return int(declared.queue_declare(queue, passive=True).message_count)
+    except NotFound:
+        return 0
 
 
 def _eviction(info: dict[str, Any]) -> Check:
@@ -149,6 +180,7 @@ def _mongo(url: str, database: str) -> Iterator[Check]:
             yield _write(client, database)
             now = hello["localTime"].replace(tzinfo=UTC)
             yield _scheduler(client, database, now)
+            yield from _workers(client, database, now)
             yield _overdue(client, database, now)
     except PyMongoError as error:
         yield Check("fail", "mongodb", _said(error), "Is it running, and is AGENTQ_MONGO_URL right?")
@@ -188,6 +220,15 @@ def _scheduler(client: MongoClient[dict[str, Any]], database: str, now: datetime
     age = (now - beats[0]["at"].replace(tzinfo=UTC)).total_seconds()
     found = f"{beats[0]['_id'].removeprefix('scheduler:')}, last sign of life {max(0.0, age):.0f} s ago"
     return Check("ok", "scheduler", found) if age < _SILENT_S else Check("fail", "scheduler", found, mend)
+
+
+def _workers(client: MongoClient[dict[str, Any]], database: str, now: datetime) -> Iterator[Check]:
+    """What every worker that shows signs of life tells of itself."""
+    alive = {"kind": "worker", "at": {"$gte": now - WORKER_ALIVE}}
+    for beat in client[database]["heartbeats"].find(alive).sort("_id", 1):
+        told = [f"{beat['in_flight']} steps in flight", f"{beat['waiting']} hints waiting"]
+        told += [f"{count} {what.replace('_', ' ')}" for what, count in sorted(beat["counts"].items())]
+        yield Check("ok", beat["_id"].replace(":", " ", 1), f"{'+'.join(beat['pools'])}: {', '.join(told)}")
 
 
 def _overdue(client: MongoClient[dict[str, Any]], database: str, now: datetime) -> Check:

@@ -13,12 +13,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentq.cli.connect import data_dir_option, open_client, open_store
+from agentq.cli.table import one_line, print_table, span
 from agentq.errors import NotFound
 from agentq.protocol import Event
 
 if TYPE_CHECKING:
     from agentq.client import Outcome
+    from agentq.engine.stuck import Stuck
     from schemas.run import RunDoc
+
+
+def _priority(context: click.Context, option: click.Parameter, value: str) -> dict[str, Any]:  # noqa: ARG001
+    """``interactive:7`` as the request's fields."""
+    name, _, number = value.partition(":")
+    if name not in ("interactive", "standard", "batch") or (number and (len(number) != 1 or not number.isdigit())):
+        raise click.BadParameter("is interactive, standard or batch, then perhaps ':' and a digit.")
+    return {"priority": name, **({"urgency": int(number)} if number else {})}
 
 
 @click.command(help="Hand in a request. TEXT '-' reads it from standard input. Prints the run's id.")
@@ -28,22 +38,61 @@ if TYPE_CHECKING:
 @click.option("--tenant", default="default", show_default=True)
 @click.option("--user", help="Who asks; tools may check it.")
 @click.option("--conversation", help="Runs of one conversation see each other's messages.")
-@click.option("--priority", type=click.Choice(["interactive", "standard", "batch"]), default="standard")
+@click.option(
+    "--conversation-policy",
+    type=click.Choice(["enqueue", "reject", "interrupt", "merge"]),
+    help="While a run of the conversation is under way [enqueue].",
+)
+@click.option(
+    "--priority",
+    default="standard",
+    show_default=True,
+    callback=_priority,
+    metavar="CLASS[:0-9]",
+    help="interactive, standard or batch; then how urgent in it, 9 first.",
+)
+@click.option("--key", help="Which of the tenant's keys asks; it may have limits.")
+@click.option("--at", help="Not before this time, as 2026-12-01T09:00:00+01:00.")
+@click.option("--delay", "delay_s", type=float, help="Not before so many seconds from now.")
+@click.option("--expires-at", help="The run must have ended by this time.")
+@click.option("--cron", help="Again and again: minute hour day month weekday. Prints the schedule's id.")
+@click.option("--timezone", default="UTC", show_default=True, help="With --cron.")
+@click.option("--debounce-key", help="A later request with it replaces one that still waits.")
+@click.option("--debounce", "debounce_s", type=float, help="Seconds without another before it goes [5].")
+@click.option("--singleton-key", help="One run at a time: while one lives, this gives its id.")
 @click.option("--budget-usd", type=float, help="Stop with the best draft once this is spent.")
 @click.option("--deadline", "deadline_s", type=float, help="Seconds after which the run must have ended.")
 @click.option("--idempotency-key", help="Submitting again with this key gives the same run.")
 @click.option("--wait", is_flag=True, help="Wait for the answer and print it.")
 @click.option("--timeout", "timeout_s", type=float, default=300.0, show_default=True, help="Seconds, with --wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def submit(data_dir: Path | None, text: str, wait: bool, timeout_s: float, as_json: bool, **request: Any) -> None:
+def submit(
+    data_dir: Path | None,
+    text: str,
+    wait: bool,
+    timeout_s: float,
+    as_json: bool,
+    cron: str | None,
+    timezone: str,
+    **options: Any,
+) -> None:
     """Exit 0 when accepted (with --wait: when succeeded), 1 when the run ended otherwise, 2 for a refused request."""
+    request = {name: value for name, value in options.items() if value is not None}
+    request |= request.pop("priority")
     body = sys.stdin.read() if text == "-" else text
     with open_client(data_dir) as client:
-        run = client.submit(body, **request)
-        if not wait:
-            click.echo(json.dumps({"run_id": run.run_id}) if as_json else run.run_id)
+        if cron is not None:
+            schedule_id = client.schedule({"input": body, **request}, cron, timezone)
+            click.echo(json.dumps({"schedule_id": schedule_id}) if as_json else schedule_id)
             return
-        _print_outcome(run.wait(timeout_s), as_json)
+        run = client.submit(body, **request)
+        if wait:
+            print_outcome(run.wait(timeout_s), as_json)
+        elif as_json:
+            facts = {"run_id": run.run_id, "position": run.position, "estimated_start_s": run.estimated_start_s}
+            click.echo(json.dumps(facts))
+        else:
+            click.echo(run.run_id)
 
 
 @click.command(help="Wait for a run to end and print its answer.")
@@ -54,10 +103,11 @@ def submit(data_dir: Path | None, text: str, wait: bool, timeout_s: float, as_js
 def wait(data_dir: Path | None, run_id: str, timeout_s: float, as_json: bool) -> None:
     """Exit 0 when the run succeeded, 1 when it ended otherwise."""
     with open_client(data_dir) as client:
-        _print_outcome(client.run(run_id).wait(timeout_s), as_json)
+        print_outcome(client.run(run_id).wait(timeout_s), as_json)
 
 
-def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+def print_outcome(outcome: Outcome, as_json: bool) -> None:
+    """The answer on stdout, the facts on stderr; ends with code 1 unless the run succeeded."""
     if as_json:
         click.echo(json.dumps(asdict(outcome)))
     else:
@@ -90,12 +140,22 @@ def cancel(data_dir: Path | None, run_id: str, reason: str) -> None:
 @click.option("--status", help="Only runs of this status.")
 @click.option("--tenant", help="Only runs of this tenant.")
 @click.option("--workflow", help="Only runs of this workflow.")
+@click.option("--stuck", is_flag=True, help="Only live runs that do not get on: why, and what to do about it.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def runs(
-    data_dir: Path | None, status: str | None, tenant: str | None, workflow: str | None, limit: int, as_json: bool
+    data_dir: Path | None,
+    status: str | None,
+    tenant: str | None,
+    workflow: str | None,
+    stuck: bool,
+    limit: int,
+    as_json: bool,
 ) -> None:
     """Reads MongoDB only."""
+    if stuck:
+        _print_stuck(data_dir, limit, as_json)
+        return
     wanted = {"status": status, "tenant": tenant, "workflow.name": workflow}
     condition = {name: value for name, value in wanted.items() if value is not None}
     found = asyncio.run(_latest(data_dir, condition, limit))
@@ -110,8 +170,8 @@ def runs(
     for run in found:
         facts = _summary(run)
         age = (datetime.now(UTC) - run["created_at"]).total_seconds()
-        took = "-" if facts["latency_s"] is None else _span(facts["latency_s"])
-        said = _one_line(run["input"], 60) or f"({facts['error']})"
+        took = "-" if facts["latency_s"] is None else span(facts["latency_s"])
+        said = one_line(run["input"], 60) or f"({facts['error']})"
         cost = f"${facts['cost_usd']:.5f}"
         rows.append(
             (
@@ -119,15 +179,36 @@ def runs(
                 run["status"],
                 facts["workflow"] or "-",
                 facts["agent"] or "-",
-                _span(age),
+                span(age),
                 took,
                 cost,
                 said,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+    print_table(rows)
+
+
+def _print_stuck(data_dir: Path | None, limit: int, as_json: bool) -> None:
+    from agentq.cli.repair import operating  # noqa: PLC0415 - the engine is imported when it is used
+    from agentq.runtime.operator import MOST_LIVE_RUNS  # noqa: PLC0415
+
+    async def look() -> tuple[list[tuple[RunDoc, Stuck]], int]:
+        async with operating(data_dir) as operator:
+            return await operator.stuck(limit)
+
+    found, seen = asyncio.run(look())
+    if as_json:
+        for run, stuck in found:
+            click.echo(json.dumps({**_summary(run), "why": stuck.why, "todo": stuck.todo}))
+        return
+    rows = [("run", "status", "age", "why", "what to do")]
+    for run, stuck in found:
+        age = span((datetime.now(UTC) - run["created_at"]).total_seconds())
+        rows.append((run["_id"], run["status"], age, one_line(stuck.why, 70), stuck.todo))
+    if found:
+        print_table(rows)
+    bounded = "" if seen < MOST_LIVE_RUNS else " (there are more; those that are due first were looked at)"
+    click.echo(f"{len(found)} stuck of {seen} live runs{bounded}", err=bool(found))
 
 
 async def _latest(data_dir: Path | None, condition: dict[str, Any], limit: int) -> list[RunDoc]:
@@ -162,13 +243,19 @@ def show(data_dir: Path | None, run_id: str, as_json: bool) -> None:
         return
     facts = _summary(run)
     click.echo(f"run       {run_id}  {run['status']}")
-    click.echo(f"request   {_one_line(run['input'], 200)}")
+    click.echo(f"request   {one_line(run['input'], 200)}")
     if run["workflow"]:
         click.echo(f"workflow  {run['workflow']['name']}  version {run['workflow']['hash'][:12]}")
     who = [f"tenant {run['tenant']}"]
     who += [f"user {run['user']}"] if run["user"] else []
     who += [f"conversation {run['conversation']} turn {run['turn']}"] if run["conversation"] else []
     click.echo(f"for       {', '.join(who)}")
+    if "forked_from" in run:
+        click.echo(f"fork      of {run['forked_from']['run']}, from step {run['forked_from']['step']}")
+    if "pause" in run:
+        click.echo(f"paused    {one_line(run['pause']['reason'], 200)}; go on with: agentq resume {run_id}")
+    if "backlog" in run:
+        click.echo(f"backlog   {_backlog(data_dir, run_id, run)}")
     _show_totals(run, facts)
     click.echo("\n   at ms  step  event")
     began = events[0]["at_ms"] if events else 0
@@ -184,9 +271,24 @@ def show(data_dir: Path | None, run_id: str, as_json: bool) -> None:
         click.echo(f"\nerror     {run['error']['code']}: {run['error']['message']} {run['error'].get('hint', '')}")
 
 
+def _backlog(data_dir: Path | None, run_id: str, run: RunDoc) -> str:
+    """What a waiting run waits for, and for how long."""
+    backlog = run["backlog"]
+    if backlog.get("hold") == "time":
+        return f"not before {backlog['at']:%Y-%m-%d %H:%M:%S} UTC"
+    if backlog.get("hold") == "turn":
+        return f"after the run of conversation {run['conversation']} that is under way"
+    with open_client(data_dir) as client:
+        handle = client.run(run_id)
+        position, start_s = handle.position, handle.estimated_start_s
+    before = "over a thousand" if position is None else str(position)
+    when = "" if start_s is None else f", starts in about {span(start_s)}"
+    return f"{before} before it in the {run['priority']} line of {run['tenant']}{when}"
+
+
 def _show_totals(run: RunDoc, facts: dict[str, Any]) -> None:
     usage = run["usage"]
-    took = "" if facts["latency_s"] is None else f", {_span(facts['latency_s'])}"
+    took = "" if facts["latency_s"] is None else f", {span(facts['latency_s'])}"
     click.echo(
         f"took      {usage.get('steps', 0)} steps, {usage.get('llm_calls', 0)} model calls, "
         f"{usage.get('tool_calls', 0)} tool calls, "
@@ -218,7 +320,7 @@ def _describe(event: Event) -> str:
     data = event["data"]
     told = {key: value for key, value in data.items() if key not in _TOLD_ELSEWHERE and value not in (None, [], "")}
     facts = " ".join(
-        f"{key}={_one_line(_plain(value), 90)}" for key, value in told.items() if not key.endswith("sha256")
+        f"{key}={one_line(_plain(value), 90)}" for key, value in told.items() if not key.endswith("sha256")
     )
     call = ""
     if "model" in data:
@@ -233,20 +335,6 @@ def _describe(event: Event) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _one_line(text: str, limit: int) -> str:
-    """Text of a run on one line of a terminal: no control character gets through."""
-    flat = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"
 
 
 async def _run_and_events(data_dir: Path | None, run_id: str) -> tuple[RunDoc, list[Event]]:
@@ -271,10 +359,10 @@ def conversation(data_dir: Path | None, conversation_id: str, tenant: str) -> No
             f"Tenant {tenant!r} has no conversation {conversation_id!r}.", hint="Check the name and --tenant."
         )
     for run in turns:
-        click.echo(f"[{run['turn']}] {run['user'] or 'user'}: {_one_line(run['input'], 2000)}")
+        click.echo(f"[{run['turn']}] {run['user'] or 'user'}: {one_line(run['input'], 2000)}")
         result = run["result"]
         answer = result["answer"] if result else f"({run['status']})"
-        click.echo(f"    {(result and result['agent']) or 'agentq'}: {_one_line(answer, 4000)}")
+        click.echo(f"    {(result and result['agent']) or 'agentq'}: {one_line(answer, 4000)}")
 
 
 async def _turns(data_dir: Path | None, tenant: str, conversation_id: str) -> list[RunDoc]:

@@ -10,8 +10,10 @@ daemon (epmd) and leaves none behind. Runs as whoever starts it, root or not.
 
 from __future__ import annotations
 
+import secrets
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kombu import Connection
 
@@ -38,13 +40,17 @@ def rabbitmq_argv(directory: Path, port: int) -> list[str]:
         "cluster_name": _cluster_name(directory),
         "log.console": "true",
         "log.console.level": "info",
+        "log.connection.level": "warning",
         "log.file": "false",
         "disk_free_limit.absolute": "50MB",  # below it every publisher is blocked, in silence
     }
     write_private(config, "".join(f"{name} = {value}\n" for name, value in options.items()))
     write_private(plugins, "[].\n")
+    cookie = directory / ".erlang.cookie"
+    if not cookie.exists():  # Erlang would make one from the time of day, and whoever has it may run code in the node
+        write_private(cookie, secrets.token_hex(24))
     environment = {
-        "HOME": directory,  # where Erlang keeps its cookie
+        "HOME": directory,  # where Erlang looks for its cookie
         "ERL_CRASH_DUMP_SECONDS": "0",
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # nothing of /etc/rabbitmq
         "RABBITMQ_CONFIG_FILE": config,
@@ -76,10 +82,11 @@ def rabbitmq_answers(name: str, url: str, _pid: int) -> bool:
     with Connection(url, connect_timeout=3, heartbeat=0) as connection:
         if not port_open(connection.port):
             return False
+        lost: Any = connection.connection_errors
         try:
             connection.connect()
             return bool(connection.connection.server_properties.get("cluster_name") == name)
-        except (OSError, *connection.connection_errors):  # on its way up it accepts, and hangs up
+        except (OSError, *lost):  # on its way up it accepts, and hangs up
             return False
 
 

@@ -155,6 +155,8 @@ def stop(
     }
     ended = event("run.failed", at_ms, None, code=error["code"], reason=reason, **_total(usage))
     kept, unclaimed = _kept(run, done, error["code"], error["message"])
+    if done is not None:
+        kept["after"] = done
     return Decision(
         [*events, ended], state=state, usage=usage, closed=tuple(run["steps"]), status="failed", error=error,
         quarantine=kept, unclaimed=unclaimed,
@@ -220,6 +222,19 @@ def backoff_s(run_id: str, step_id: str, attempt: int) -> float:
     return min(MAX_BACKOFF_S, 0.5 * 2.0 ** (attempt - 1)) * (0.75 + spread / 2)
 
 
+def apart_s(run_id: str, step_id: str, tried: int) -> float:
+    """How long a step waits before its next attempt when its lease was lost for the ``tried``-th time.
+
+    The first time not at all. A step that is lost again may be what kills its workers, or only have been beside what
+    does; started at the same time in the same process they would die together until both are used up. So they part:
+    each waits somewhere between nothing and 4 s, then 8, 16 and so on, fixed by run, step and try.
+    """
+    if tried < 2:
+        return 0.0
+    spread = hashlib.sha256(f"{run_id}:{step_id}:apart:{tried}".encode()).digest()[0] / 255
+    return min(MAX_BACKOFF_S, 2.0**tried) * spread
+
+
 def quarantine(run: RunDoc, step_id: str, code: str, message: str, at_ms: int) -> Decision:
     """A step that cannot be done ends its run visibly; the step is kept with its cause so that it can be redriven."""
     error = {
@@ -252,7 +267,8 @@ def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
         message = f"The workers of step {step_id} died or lost it {max_attempts} times."
         ended = quarantine(run, step_id, "attempts_exhausted", message, at_ms)
         return replace(ended, events=[gone, *ended.events], waste=waste)
-    return Decision([gone], opened={step_id: _again(step, step["attempt"] + 1)}, waste=waste)
+    again = _again(step, step["attempt"] + 1, apart_s(run["_id"], step_id, tries(step)))
+    return Decision([gone], opened={step_id: again}, waste=waste)
 
 
 def wake(run: RunDoc, step_id: str) -> Decision:
@@ -281,6 +297,11 @@ def cancel(run: RunDoc, at_ms: int, usage: Usage | None = None, events: Sequence
 
 def expire(run: RunDoc, at_ms: int) -> Decision:
     """The run's deadline has passed while it waited: the best draft so far, or a failed run."""
+    if "backlog" in run:
+        error = {"code": "expired", "message": "The request waited for its admission until it expired.",
+                 "hint": "Submit it again with a later deadline, or see 'agentq limits show'."}  # fmt: skip
+        ended = event("run.failed", at_ms, None, code=error["code"], **_total(run["usage"]))
+        return Decision([ended], closed=tuple(run["steps"]), status="failed", error=error)
     if run["state"] is None:  # it never began, and may still do so in another life
         return replace(stop(run, fresh_state([]), run["usage"], "max_wall_s", at_ms, []), state=None)
     return stop(run, run["state"], run["usage"], "max_wall_s", at_ms, [])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.decision import Decision, Opening, paused
-from agentq.protocol import HINT_GRACE, Event, Hint, Pool, chain
+from agentq.protocol import HINT_GRACE, TERMINAL, Event, Hint, Pool, chain
 from schemas.run import Entry, Lease, RunDoc, Step, Waste
-
 
 PAUSED_LOOK = timedelta(hours=1)  # how often the scheduler looks at a paused run on which nobody works
 
@@ -67,7 +66,7 @@ def plan(
 ) -> Commit:
     """Apply ``decision`` to ``run``. ``now``: MongoDB's time; ``copied``: the last audit event that is copied out."""
     events, head = chain(run["_id"], run["audit"], decision.events)
-    opened = {key: _step(opening, now) for key, opening in decision.opened.items()}
+    opened = {key: open_step(opening, now) for key, opening in decision.opened.items()}
     if paused(run) and "pause" not in decision.drops:  # nobody is told before the run is resumed
         opened = {key: {**step, "hints": 0} for key, step in opened.items()}
     grants = dict(grants or {})
@@ -89,7 +88,7 @@ def plan(
         after["state"] = decision.state
     if decision.usage is not None:
         after["usage"] = decision.usage
-    _apply_fields(after, decision)
+    _apply_fields(after, decision.fields, (*decision.drops, "journal"))
     after["status"] = _status(decision.status or run["status"], after)
     if decision.waste:
         after["waste"] = cast(Waste, add(cast(dict[str, int], run["waste"]), decision.waste))
@@ -101,6 +100,8 @@ def plan(
         after["result"], after["error"], after["ended_at"] = decision.result, decision.error, now
         if "batch" in run:
             after["tally"] = True  # the bookkeeper has a line to count
+    flight, left = _flight(run, decision)
+    _apply_fields(after, flight, left)
     after["next_due"] = _next_due(run["next_due"], after, now)
     return Commit(
         run["_id"],
@@ -118,16 +119,26 @@ def plan(
         waste=decision.waste,
         trimmed=len(kept) < len(run["events"]),
         entry=decision.entry,
-        fields=decision.fields,
-        drops=decision.drops,
+        fields={**decision.fields, **flight},
+        drops=(*decision.drops, *left),
     )
 
 
-def _apply_fields(after: RunDoc, decision: Decision) -> None:
+def _apply_fields(after: RunDoc, fields: Mapping[str, Any], drops: Iterable[str]) -> None:
     loose = cast("dict[str, Any]", after)
-    loose |= decision.fields
-    for name in (*decision.drops, "journal"):
+    loose |= fields
+    for name in drops:
         loose.pop(name, None)
+
+
+def _flight(run: RunDoc, decision: Decision) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the admission must see in the same commit, as fields set and dropped: a run that ends is in flight no more
+    and waits for nothing; one that is taken up again after its end is in flight again."""
+    if decision.ends:
+        return {"in_flight": False}, tuple(name for name in ("backlog", "singleton") if name in run)
+    if run["status"] in TERMINAL and decision.status is not None and "in_flight" in run:
+        return {"in_flight": True}, ()
+    return {}, ()
 
 
 def _state_changes(run: RunDoc, after: RunDoc) -> dict[str, Any] | None:
@@ -150,7 +161,8 @@ def _status(status: str, after: RunDoc) -> str:
     return status
 
 
-def _step(opening: Opening, now: datetime) -> Step:
+def open_step(opening: Opening, now: datetime) -> Step:
+    """The step that an opening makes."""
     step: Step = {
         "kind": opening.kind,
         "pool": opening.pool,
@@ -197,6 +209,8 @@ def due(run: RunDoc, now: datetime) -> datetime:
     if paused(run):
         ends = [step_due(step, run["leases"][key]) for key, step in run["steps"].items() if key in run["leases"]]
         return min([now + PAUSED_LOOK, *(moment for moment in ends if moment is not None)])
+    if "backlog" in run:  # nobody is told before it is admitted
+        return run["deadline_at"]
     dues = [step_due(step, run["leases"].get(key)) for key, step in run["steps"].items()]
     return min([run["deadline_at"], *(moment for moment in dues if moment is not None)])
 
@@ -219,7 +233,7 @@ def _next_due(before: datetime | None, run: RunDoc, now: datetime) -> datetime:
 
 def hints(commit: Commit) -> list[tuple[Pool, Hint]]:
     """What to publish after the commit: opened steps that may be claimed at once and that nobody holds."""
-    if paused(commit.after):
+    if paused(commit.after) or "backlog" in commit.after:
         return []
     return [
         (step["pool"], Hint(commit.run_id, key, step["attempt"]))

@@ -69,9 +69,9 @@ class Opening:
 class Decision:
     """The whole effect of one outcome (or of an operator's or the scheduler's act) on a run.
 
-    ``closed`` steps are gone after it, with their leases; ``opened`` are there. ``status`` stays if None. ``entry`` goes
-    into the run's journal. An operator's act sets other ``fields`` of the run and ``drops`` optional ones. The decision
-    holds only while the steps in ``unclaimed`` have no lease.
+    ``closed`` steps are gone after it, with their leases; ``opened`` are there. ``status`` stays if None. ``entry`` is
+    appended to the run's journal. An operator's act sets other ``fields`` of the run and ``drops`` optional ones. The
+    decision holds only while the steps in ``unclaimed`` have no lease.
     """
 
     events: list[NewEvent]

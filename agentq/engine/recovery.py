@@ -39,6 +39,8 @@ def look(run: RunDoc, now: datetime, max_attempts: int, heard: Mapping[Pool, dat
         return Act(cancel(run, at_ms))
     if now >= run["deadline_at"] and not _worked_on(run, now) and not paused(run):
         return Act(expire(run, at_ms))
+    if "backlog" in run:
+        return None
     for step_id, step in run["steps"].items():
         lease = run["leases"].get(step_id)
         moment = step_due(step, lease)
@@ -63,7 +65,7 @@ def unheard(run: RunDoc, now: datetime) -> set[Pool]:
     return {
         step["pool"]
         for step_id, step in run["steps"].items()
-        if step_id not in run["leases"] and step["hints"] > 0 and "not_before" not in step
+        if step_id not in run["leases"] and step["hints"] > 0 and "not_before" not in step and not paused(run)
         if (moment := step_due(step, None)) is not None and moment <= now
     }
 

@@ -1,7 +1,7 @@
 """What ended runs and bad lines add to their batch: counted once, and in nano-dollars exactly. Pure.
 
-A run keeps what has been booked of it (``run["booked"]``), so what arrives later (the cost of a call that a lost worker
-paid, another end after a redrive) adds the difference and nothing twice.
+A run keeps what has been counted of it (``run["booked"]``: how it ended, usage and waste), so what comes later (the
+cost of a call that a lost worker paid, another end after a redrive) adds the difference, and nothing twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def line_end(run: Mapping[str, Any]) -> LineEnd | None:
         case "succeeded":
             return "succeeded"
         case "cancelled":
-            return "expired" if EXPIRED in (cancel_reason(run), (run["error"] or {}).get("code")) else "cancelled"
+            return "expired" if EXPIRED in (cancel_reason(run), _error_code(run)) else "cancelled"
         case "failed" | "rejected":
             return "failed"
     return None
@@ -43,6 +43,10 @@ def line_end(run: Mapping[str, Any]) -> LineEnd | None:
 def cancel_reason(run: Mapping[str, Any]) -> str:
     """What a cancelled run was cancelled for."""
     return str((run["cancel"] or {}).get("reason", ""))
+
+
+def _error_code(run: Mapping[str, Any]) -> str | None:
+    return (run.get("error") or {}).get("code")
 
 
 def line_error(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,33 +68,11 @@ def spent(run: Mapping[str, Any]) -> int:
     return int(run["usage"].get("cost_nano_usd", 0) + run["waste"].get("cost_nano_usd", 0))
 
 
-def booked(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What there is to book of a run, as it stands."""
-    return {
-        "end": line_end(run) or (run.get("booked") or {}).get("end"),
-        "cost": spent(run),
-        "waste": run["waste"].get("cost_nano_usd", 0),
-        "usage": {name: run["usage"].get(name, 0) for name in USAGE},
-    }
-
-
 def tally(runs: Iterable[Mapping[str, Any]], bad: Iterable[BadLine]) -> dict[str, Tally]:
     """What runs and bad lines add to their batches, by batch id."""
     batches: dict[str, Tally] = {}
     for run in runs:
-        one = batches.setdefault(run["batch"]["id"], Tally())
-        before, after = run.get("booked") or {}, booked(run)
-        if after["end"] != before.get("end"):
-            one.add(f"counts.{after['end']}", 1)
-            if before.get("end"):
-                one.add(f"counts.{before['end']}", -1)
-            else:
-                one.lines.append(run["batch"]["line"])
-        one.add("cost_nano_usd", after["cost"] - before.get("cost", 0))
-        one.add("waste_nano_usd", after["waste"] - before.get("waste", 0))
-        for name, amount in after["usage"].items():
-            one.add(f"usage.{name}", amount - before.get("usage", {}).get(name, 0))
-        one.max_line_nano_usd = max(one.max_line_nano_usd, after["cost"])
+        _add_run(batches.setdefault(run["batch"]["id"], Tally()), run, run.get("booked") or _NOTHING)
     for line in bad:
         one = batches.setdefault(line["batch"], Tally())
         one.add("counts.bad", 1)
@@ -98,6 +80,24 @@ def tally(runs: Iterable[Mapping[str, Any]], bad: Iterable[BadLine]) -> dict[str
     for one in batches.values():
         one.lines.sort()
     return batches
+
+
+_NOTHING: Mapping[str, Any] = {"end": None, "usage": {}, "waste": {}}
+
+
+def _add_run(one: Tally, run: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    was, end = before["end"], line_end(run) or before["end"]
+    if end is not None and end != was:
+        one.add(f"counts.{end}", 1)
+        if was is None:
+            one.lines.append(run["batch"]["line"])
+        else:
+            one.add(f"counts.{was}", -1)
+    one.add("cost_nano_usd", spent(run) - spent(before))
+    one.add("waste_nano_usd", run["waste"].get("cost_nano_usd", 0) - before["waste"].get("cost_nano_usd", 0))
+    for name in USAGE:
+        one.add(f"usage.{name}", run["usage"].get(name, 0) - before["usage"].get(name, 0))
+    one.max_line_nano_usd = max(one.max_line_nano_usd, spent(run))
 
 
 def line_estimate(batch: BatchDoc) -> int | None:

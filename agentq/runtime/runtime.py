@@ -417,8 +417,13 @@ class Runtime:
 
 
 async def finish(store: Store, reply: Reply, run: RunDoc) -> None:
-    """After a run has ended: audit events out, answer to a waiting caller, then nothing more is due. Repeatable."""
+    """After a run has ended: audit events out, answer to a waiting caller, deliveries to those it has to tell, then
+    nothing more is due. Repeatable."""
     await store.copy_audit(run["events"])
     if run["reply"] is not None:
         await reply(run)
+    if run["conversation"] is not None:
+        await store.pass_turn(run)
+    if "notify" in run:
+        await store.notify(run)
     await store.settle(run)

@@ -158,6 +158,6 @@ def claimable(run: RunDoc, since: datetime | None = None) -> list[tuple[Pool, Hi
     return [
         (step["pool"], Hint(run["_id"], step_id, step["attempt"]))
         for step_id, step in run["steps"].items()
-        if step_id not in run["leases"] and "not_before" not in step and "held" not in step
+        if step_id not in run["leases"] and "not_before" not in step and "held" not in step and "backlog" not in run
         if since is None or step["hinted_at"] >= since
     ]

@@ -7,9 +7,9 @@ is: each is idempotent by its conditions.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from agentq.engine.commit import Commit, Grant
 from agentq.protocol import Event, Hint, Pool
@@ -42,6 +42,18 @@ class Queue(NamedTuple):
     wait_ms: int
 
 
+class Letters(NamedTuple):
+    """Which dead letters are meant; None means any. ``since``: ended then or later."""
+
+    tenant: str | None = None
+    workflow: str | None = None
+    code: str | None = None
+    since: datetime | None = None
+
+
+Dead = Literal["quarantined", "rejected"]
+
+
 class Store(Protocol):
     def now(self) -> datetime:
         """MongoDB's time, by this process's last measurement. For due times; leases use the server's own clock."""
@@ -63,7 +75,7 @@ class Store(Protocol):
         """The run as it is, None if there is none. Like every other read, without its journal unless asked for."""
 
     async def record(self, run: RunDoc) -> None:
-        """Insert a run that no client handed in (a refused request, a fork); one that is there already stays as it is."""
+        """Insert a run that no client handed in (a refused request, a fork); one that is there stays as it is."""
 
     async def due(self, limit: int) -> list[RunDoc]:
         """Runs the scheduler must look at now, longest due first."""
@@ -78,8 +90,14 @@ class Store(Protocol):
         """The run's copied audit events, in order."""
 
     async def settle(self, run: RunDoc) -> None:
-        """A run that has ended, its events copied and its reply stored, needs no more looking after. No effect if something
-        has happened to it since."""
+        """A run that has ended, its events copied and its reply stored, needs no more looking after. No
+        effect if something has happened to it since."""
+
+    async def pass_turn(self, run: RunDoc) -> None:
+        """The run of a conversation has ended: the next turn that waits for it may be admitted. Safe to repeat."""
+
+    async def notify(self, run: RunDoc) -> None:
+        """A run has ended: make the deliveries to those it names, each once, durable. Safe to repeat."""
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
         """Count what a worker without a lease spent. Not idempotent; called once a lost attempt."""
@@ -97,7 +115,19 @@ class Store(Protocol):
         """Make a version known to which single runs are pinned; new runs do not get it."""
 
     def live(self) -> AsyncIterator[RunDoc]:
-        """All runs that have not ended: what must be published again when the broker lost its data."""
+        """All admitted runs that have not ended: what must be published again when the broker lost its data."""
+
+    def unended(self) -> AsyncIterator[RunDoc]:
+        """All runs that have not ended, those that wait for their admission too, longest due first."""
+
+    async def dead_letters(self, kind: Dead, which: Letters, limit: int) -> list[RunDoc]:
+        """Failed runs with a quarantine, or refused requests, that nobody has taken care of yet; newest first."""
+
+    async def current(self) -> list[Bundle]:
+        """The versions of the workflows that new runs get."""
+
+    async def alive(self, within: timedelta) -> list[str]:
+        """The schedulers and workers that have shown a sign of life so recently."""
 
     async def queues(self) -> dict[Pool, Queue]:
         """What the living workers report of each pool's queue in their signs of life (``beat``)."""

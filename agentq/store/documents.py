@@ -7,14 +7,15 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import START_STEP, Event, Hint, Pool
-from agentq.store.api import Held, Queue, Verdict
+from agentq.protocol import RUN_FORMAT, START_STEP, Event, Hint, Pool
+from agentq.store.api import Dead, Held, Letters, Queue, Verdict
 from schemas.chat import Message
 from schemas.run import RunDoc
 
 Doc = dict[str, Any]
 WORKER_ALIVE = timedelta(seconds=15)  # a worker that has shown no sign of life for so long is taken for dead
 CLAIMABLE = ["queued", "running", "waiting"]
+LIVE: Doc = {"next_due": {"$type": "date"}, "backlog": None}
 WITHOUT_JOURNAL: Doc = {"journal": 0}  # it grows with the run, and only an operator's act needs it
 
 
@@ -26,8 +27,10 @@ def claim(hint: Hint, grant: Grant, now: datetime) -> tuple[Doc, Doc]:
     step, lease = f"steps.{hint.step_id}", f"leases.{hint.step_id}"
     condition = {
         "_id": hint.run_id,
+        "v": {"$lte": RUN_FORMAT},  # a newer worker's run is left to newer workers
         "status": {"$in": CLAIMABLE},
         "cancel": None,
+        "backlog": None,
         f"{step}.attempt": hint.attempt,
         f"{step}.not_before": None,
         f"{step}.held": None,
@@ -145,6 +148,24 @@ def holds(doc: Doc | None, step_id: str, token: str) -> bool:
     return doc is not None and doc["leases"].get(step_id, {}).get("token") == token
 
 
+# Which waiting turn of a conversation goes next: one that interrupts, then the oldest.
+NEXT_TURN = [("backlog.front", -1), ("turn", 1)]
+
+
+def release(run_id: str, hold: str) -> tuple[Doc, list[Doc]]:
+    """Let a run that was held be admitted: condition and update."""
+    return (
+        {"_id": run_id, "backlog.hold": hold},
+        [{"$set": {"backlog.class": "$priority"}}, {"$unset": "backlog.hold"}],
+    )
+
+
+def let_go(run: RunDoc) -> None:
+    """What ``release`` does, to a document in memory."""
+    run["backlog"]["class"] = run["priority"]
+    del run["backlog"]["hold"]
+
+
 def renewal(lease: Held, ms: int) -> tuple[Doc, Doc]:
     """Prolong a lease that still carries our token; the run need not be looked at before it is out."""
     path = f"leases.{lease.step_id}"
@@ -208,3 +229,39 @@ def queues(beats: Iterable[Doc]) -> dict[Pool, Queue]:
     return {
         pool: queue._replace(heard=min(queue.heard, oldest.get(pool, queue.heard))) for pool, queue in heard.items()
     }
+
+
+def dead_letters(kind: Dead, which: Letters) -> Doc:
+    """The condition for dead letters of a kind; covered by the index of its name."""
+    field = "quarantine" if kind == "quarantined" else "refused"
+    condition: Doc = {
+        "status": "failed" if kind == "quarantined" else "rejected",
+        f"{field}.code": {"$exists": True} if which.code is None else which.code,
+        f"{field}.dropped": None,
+        f"{field}.run": None,
+    }
+    if which.tenant is not None:
+        condition["tenant"] = which.tenant
+    if which.workflow is not None:
+        condition["workflow.name"] = which.workflow
+    if which.since is not None:
+        condition["ended_at"] = {"$gte": which.since}
+    return condition
+
+
+def is_dead_letter(run: RunDoc, kind: Dead, which: Letters) -> bool:
+    """The same on a run in hand."""
+    quarantined = kind == "quarantined"
+    kept = cast("Doc | None", run.get("quarantine") if quarantined else run.get("refused"))
+    if kept is None or run["status"] != ("failed" if quarantined else "rejected") or {"dropped", "run"} & kept.keys():
+        return False
+    return which.code in (None, kept["code"]) and fits(run, which)
+
+
+def fits(run: RunDoc, which: Letters) -> bool:
+    """Tenant, workflow and time of a run."""
+    return (
+        which.tenant in (None, run["tenant"])
+        and which.workflow in (None, run["workflow"].get("name"))
+        and (which.since is None or (run["ended_at"] or run["created_at"]) >= which.since)
+    )

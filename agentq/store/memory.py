@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import START_STEP, TERMINAL, Event, Hint, Pool
+from agentq.engine.delivery import of_run
+from agentq.protocol import RUN_FORMAT, START_STEP, TERMINAL, Event, Hint, Pool
 from agentq.store import documents
-from agentq.store.api import Held, Queue, Verdict
+from agentq.store.api import Dead, Held, Letters, Queue, Verdict
 from schemas.catalog import Bundle
 from schemas.chat import Message
+from schemas.delivery import Delivery
 from schemas.run import RunDoc
 
 
@@ -27,8 +29,10 @@ class MemoryStore:
         self.runs: dict[str, RunDoc] = {}
         self.audit: dict[str, Event] = {}
         self.bundles: dict[str, Bundle] = {}
-        self.current: dict[str, str] = {}  # workflow name -> hash
+        self.current_hashes: dict[str, str] = {}  # by name of workflow
         self.beats: dict[str, dict[str, Any]] = {}
+        self.deliveries: dict[str, Delivery] = {}
+        self.turns: dict[tuple[str, str], str | None] = {}  # (tenant, conversation) -> the run under way
 
     def now(self) -> datetime:
         return self._clock()
@@ -42,12 +46,14 @@ class MemoryStore:
 
     async def claim(self, hint: Hint, grant: Grant) -> RunDoc | None:
         run = self.runs.get(hint.run_id)
-        if run is None or run["status"] not in documents.CLAIMABLE or run["cancel"] is not None:
+        if run is None or run["v"] > RUN_FORMAT or run["status"] not in documents.CLAIMABLE:
+            return None
+        if run["cancel"] is not None:
             return None
         step = run["steps"].get(hint.step_id)
         if step is None or step["attempt"] != hint.attempt or "not_before" in step or "held" in step:
             return None
-        if hint.step_id in run["leases"]:
+        if hint.step_id in run["leases"] or "backlog" in run:
             return None
         run["leases"][hint.step_id] = {
             "token": grant.token,
@@ -67,7 +73,8 @@ class MemoryStore:
             return documents.verdict(cast("dict[str, Any] | None", run), commit)
         waste = dict(run["waste"])
         after = copy.deepcopy(commit.after)
-        after["cancel"] = run["cancel"]
+        if "cancel" not in commit.fields:
+            after["cancel"] = run["cancel"]
         after["leases"] = self._leases(run, commit, after)
         if journal := [*run.get("journal", ()), *([commit.entry] if commit.entry else ())]:
             after["journal"] = copy.deepcopy(journal)
@@ -115,7 +122,8 @@ class MemoryStore:
 
     async def due(self, limit: int) -> list[RunDoc]:
         now = self._clock()
-        found = [(run["next_due"], run) for run in self.runs.values() if run["next_due"] is not None]
+        readable = [run for run in self.runs.values() if run["v"] <= RUN_FORMAT]
+        found = [(run["next_due"], run) for run in readable if run["next_due"] is not None]
         ready = sorted(((due, run["_id"], run) for due, run in found if due <= now), key=lambda item: item[:2])
         return [_read(run) for _, _, run in ready[:limit]]
 
@@ -126,7 +134,7 @@ class MemoryStore:
 
     async def live(self) -> AsyncIterator[RunDoc]:
         for run_id in sorted(self.runs):
-            if self.runs[run_id]["next_due"] is not None:
+            if self.runs[run_id]["next_due"] is not None and "backlog" not in self.runs[run_id]:
                 yield _read(self.runs[run_id])
 
     async def copy_audit(self, events: Sequence[Event]) -> None:
@@ -142,6 +150,28 @@ class MemoryStore:
         stored = self.runs.get(run["_id"])
         if stored is not None and stored["status"] in TERMINAL and stored["audit"] == run["audit"]:
             stored["events"], stored["next_due"] = [], None
+
+    async def pass_turn(self, run: RunDoc) -> None:
+        name = (run["tenant"], run["conversation"] or "")
+        if self.turns.get(name) != run["_id"]:
+            return
+        self.turns[name] = following = self.next_turn(*name)
+        if following is not None:
+            documents.let_go(self.runs[following])
+
+    def next_turn(self, tenant: str, conversation: str) -> str | None:
+        """Which waiting turn goes next."""
+        held = [
+            run for run in self.runs.values()
+            if (run["tenant"], run["conversation"]) == (tenant, conversation)
+            and "backlog" in run and run["backlog"].get("hold") == "turn"
+        ]  # fmt: skip
+        held.sort(key=lambda run: (not run["backlog"].get("front"), run["turn"] or 0))
+        return held[0]["_id"] if held else None
+
+    async def notify(self, run: RunDoc) -> None:
+        for delivery in of_run(run):
+            self.deliveries.setdefault(delivery["_id"], delivery)
 
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
         run = self.runs.get(run_id)
@@ -165,10 +195,26 @@ class MemoryStore:
 
     async def register(self, bundles: Sequence[Bundle]) -> None:
         self.bundles |= {bundle.hash: bundle for bundle in bundles}
-        self.current |= {bundle.workflow.name: bundle.hash for bundle in bundles}
+        self.current_hashes |= {bundle.workflow.name: bundle.hash for bundle in bundles}
 
     async def keep_bundle(self, bundle: Bundle) -> None:
         self.bundles[bundle.hash] = bundle
+
+    async def unended(self) -> AsyncIterator[RunDoc]:
+        found = [run for run in self.runs.values() if run["status"] not in TERMINAL]
+        for run in sorted(found, key=lambda run: run["next_due"] or self._clock()):
+            yield _read(run)
+
+    async def dead_letters(self, kind: Dead, which: Letters, limit: int) -> list[RunDoc]:
+        found = [run for run in self.runs.values() if documents.is_dead_letter(run, kind, which)]
+        found.sort(key=lambda run: run["ended_at"] or run["created_at"], reverse=True)
+        return [_read(run) for run in found[:limit]]
+
+    async def current(self) -> list[Bundle]:
+        return [self.bundles[name] for name in self.current_hashes.values()]
+
+    async def alive(self, within: timedelta) -> list[str]:
+        return sorted(name for name, beat in self.beats.items() if beat["at"] >= self._clock() - within)
 
     async def queues(self) -> dict[Pool, Queue]:
         since = self._clock() - documents.WORKER_ALIVE

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from bson.codec_options import CodecOptions
-from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReadPreference, ReturnDocument, UpdateOne, WriteConcern
+from pymongo import (
+    ASCENDING,
+    DESCENDING,
+    AsyncMongoClient,
+    IndexModel,
+    ReadPreference,
+    ReturnDocument,
+    UpdateOne,
+    WriteConcern,
+)
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import (
     BulkWriteError,
@@ -25,11 +34,15 @@ from pymongo.errors import (
 
 from agentq.clock import elapsed_s
 from agentq.engine.commit import Commit, Grant
+from agentq.engine.delivery import of_run
 from agentq.errors import AgentqError, ConfigError, Unavailable
 from agentq.group import Group
-from agentq.protocol import TERMINAL, AuditHead, Event, Hint, Pool
+from agentq.protocol import RUN_FORMAT, TERMINAL, AuditHead, Event, Hint, Pool
 from agentq.store import documents
-from agentq.store.api import Held, Queue, Verdict
+from agentq.store.api import Dead, Held, Letters, Queue, Verdict
+from agentq.store.backlog import BACKLOG_INDEXES, MongoBacklog
+from agentq.store.batches import Batches
+from agentq.store.deliveries import Deliveries
 from agentq.store.documents import WITHOUT_JOURNAL
 from schemas.catalog import Bundle
 from schemas.chat import Message
@@ -51,6 +64,11 @@ OPTIONS: Doc = {
 DUPLICATE_KEY = 11000
 
 RUN_INDEXES = [
+    *BACKLOG_INDEXES,
+    *(
+        IndexModel([("ended_at", DESCENDING)], name=name, partialFilterExpression={field: {"$exists": True}})
+        for name, field in (("quarantined", "quarantine.code"), ("rejected", "refused.code"))
+    ),
     IndexModel([("next_due", ASCENDING)], name="due", partialFilterExpression={"next_due": {"$type": "date"}}),
     IndexModel(
         [("tenant", ASCENDING), ("idempotency_key", ASCENDING)],
@@ -84,7 +102,11 @@ class MongoStore:
         self._audit_copies = self.audit.with_options(write_concern=WriteConcern(w="majority", j=False))
         self._beats = self._db.get_collection("heartbeats", write_concern=WriteConcern(w=1, j=False))
         self._unhurried_runs = self.runs.with_options(write_concern=WriteConcern(w=1, j=False))
+        self._turns = self._db["conversations"].with_options(write_concern=WriteConcern(w=1, j=False))
         self._server_ahead_s = time.time() - elapsed_s()  # until it is measured
+        self.backlog = MongoBacklog(self._db, self.now, self._answer)
+        self.batches = Batches(self._client, self._db, self.now, self._answer)
+        self.deliveries = Deliveries(self._db, self.now, self._answer)
         self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
         self._commits: Group[Commit, Verdict] = Group(self._commit_group)
         self._copies: Group[Sequence[Event], None] = Group(self._copy_group)
@@ -106,6 +128,8 @@ class MongoStore:
             )
         await self.sync_clock()
         await self._answer(self.runs.create_indexes(RUN_INDEXES))
+        await self.batches.open()
+        await self.deliveries.open()
         await self._answer(self._beats.create_indexes(BEAT_INDEXES))
 
     async def close(self) -> None:
@@ -220,14 +244,40 @@ class MongoStore:
         await self._answer(self._unhurried_runs.update_many(ended, {"$set": {"events": [], "next_due": None}}))
         return [None] * len(runs)
 
+    async def pass_turn(self, run: RunDoc) -> None:
+        where = {"tenant": run["tenant"], "conversation": run["conversation"]}
+        for holder in (run["_id"], None):  # the second time for one that came between the two writes
+            waiting = await self._answer(
+                self.runs.find_one({**where, "backlog.hold": "turn"}, {"_id": 1}, sort=documents.NEXT_TURN)
+            )
+            following: str | None = waiting["_id"] if waiting else None
+            if holder is None and following is None:
+                return
+            slot: Doc = {"_id": where, "active": holder}
+            passed = await self._answer(self._turns.update_one(slot, {"$set": {"active": following}}))
+            if passed.matched_count == 0:
+                return
+            if following is not None:
+                await self._answer(self.runs.update_one(*documents.release(following, "turn")))
+                return
+
+    async def notify(self, run: RunDoc) -> None:
+        await self.deliveries.add(of_run(run))
+
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
         counted = {f"waste.{name}": amount for name, amount in waste.items()}
-        await self._answer(self.runs.update_one({"_id": run_id}, {"$inc": counted}))
+        of_batch = {"$exists": True}  # then there is something to count; one of the two matches
+        writes = [
+            UpdateOne({"_id": run_id, "batch": {"$not": of_batch}}, {"$inc": counted}),
+            UpdateOne({"_id": run_id, "batch": of_batch}, {"$inc": counted, "$set": {"tally": True}}),
+        ]
+        await self._answer(self.runs.bulk_write(writes, ordered=False))
 
     # -- the scheduler ----------------------------------------------------------------------------------------------
 
     async def due(self, limit: int) -> list[RunDoc]:
-        found = self.runs.find({"next_due": {"$lte": self.now()}}, WITHOUT_JOURNAL).sort("next_due", ASCENDING).limit(limit)
+        due = self.runs.find({"next_due": {"$lte": self.now()}, "v": {"$lte": RUN_FORMAT}}, WITHOUT_JOURNAL)
+        found = due.sort("next_due", ASCENDING).limit(limit)
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 
     async def set_due(self, run: RunDoc, due: datetime | None) -> None:
@@ -242,8 +292,27 @@ class MongoStore:
         return [None] * len(moved)
 
     async def live(self) -> AsyncIterator[RunDoc]:
-        async for doc in self._stream(self.runs.find({"next_due": {"$type": "date"}}, WITHOUT_JOURNAL).hint("due")):
+        async for doc in self._stream(self.runs.find(documents.LIVE, WITHOUT_JOURNAL).hint("due")):
             yield cast("RunDoc", doc)
+
+    async def unended(self) -> AsyncIterator[RunDoc]:
+        condition = {"next_due": {"$type": "date"}, "status": {"$nin": sorted(TERMINAL)}}
+        async for doc in self._stream(self.runs.find(condition, WITHOUT_JOURNAL).hint("due")):
+            yield cast("RunDoc", doc)
+
+    async def dead_letters(self, kind: Dead, which: Letters, limit: int) -> list[RunDoc]:
+        condition = documents.dead_letters(kind, which)
+        found = self.runs.find(condition, WITHOUT_JOURNAL).sort("ended_at", DESCENDING).limit(limit).hint(kind)
+        return cast("list[RunDoc]", await self._answer(found.to_list()))
+
+    async def current(self) -> list[Bundle]:
+        hashes = await self._answer(self._db["workflow_names"].distinct("hash"))
+        found = await self._answer(self._db["workflows"].find({"_id": {"$in": hashes}}).to_list())
+        return [Bundle.model_validate(doc["bundle"]) for doc in found]
+
+    async def alive(self, within: timedelta) -> list[str]:
+        found = self._beats.find({"at": {"$gte": self.now() - within}}, {"_id": 1}).sort("_id", ASCENDING)
+        return [doc["_id"] for doc in await self._answer(found.to_list())]
 
     async def queues(self) -> dict[Pool, Queue]:
         since = self.now() - documents.WORKER_ALIVE
@@ -294,7 +363,8 @@ class MongoStore:
 
     async def conversation(self, tenant: str, conversation: str) -> list[RunDoc]:
         """The runs of a conversation in the order of their turns."""
-        found = self.runs.find({"tenant": tenant, "conversation": conversation}, WITHOUT_JOURNAL).sort("turn", ASCENDING)
+        condition = {"tenant": tenant, "conversation": conversation}
+        found = self.runs.find(condition, WITHOUT_JOURNAL).sort("turn", ASCENDING)
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 
     async def chains(self) -> AsyncIterator[tuple[str, AuditHead | None, list[Event]]]:

@@ -1,20 +1,23 @@
-"""One whole system for all tests of this folder: real Redis, MongoDB, offline model server, a real Celery worker for
-each pool, the scheduler and Flower, working on the support desk."""
+"""One whole system for all tests of this folder, on Redis and, for some, on RabbitMQ: real servers, the offline model
+server, a real Celery worker for each pool, the scheduler and Flower, working on the support desk."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import yaml
+from pydantic import SecretStr
 from pymongo import MongoClient
 from pymongo.database import Database
 
 from agentq.client import Client
+from agentq.embedded.rabbitmq import start_rabbitmq
 from agentq.embedded.stack import Stack
 from agentq.errors import ConfigError
 from config.settings import load_settings
@@ -32,23 +35,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.servers)
 
 
+# What meets the broker itself runs on both; the rest of the system sees no difference.
+ON_BOTH = {"test_celery_node", "test_client", "test_flower", "test_foreign_celery", "test_privacy"}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One running system a broker."""
+    if "running" in metafunc.fixturenames:
+        both = metafunc.module.__name__.rpartition(".")[2] in ON_BOTH
+        brokers = ["redis", "rabbitmq"] if both else ["redis"]
+        metafunc.parametrize("running", brokers, indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Running]:
     """The running system. Where a server's program is missing, skips locally and fails in CI."""
-    home = tmp_path_factory.mktemp("stack")
+    home = tmp_path_factory.mktemp(request.param)
     invention = f"invented{uuid4().hex}"
     scenario = home / "scenario.yaml"
     scenario.write_text(yaml.safe_dump({"rules": _rules(invention)}), encoding="utf-8")
-    settings = load_settings(
-        environ={}, cwd=home, data_dir=home / "data", app_dir=CHECKOUT / "examples" / "support_desk"
-    )
-    try:
-        stack = Stack(settings, scenario=scenario)
-    except ConfigError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"needs the embedded servers: {error}")
-    with stack:
+    given: dict[str, Any] = {"data_dir": home / "data", "app_dir": CHECKOUT / "examples" / "support_desk"}
+    with ExitStack() as started:
+        try:
+            if request.param == "rabbitmq":
+                given["broker_url"] = SecretStr(started.enter_context(start_rabbitmq(home / "rabbitmq")).url)
+            stack = started.enter_context(Stack(load_settings(environ={}, cwd=home, **given), scenario=scenario))
+        except ConfigError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"needs the embedded servers: {error}")
         with MongoClient[dict[str, Any]](stack.settings["mongo_url"]) as mongo:
             seed(mongo[DEFAULT_DATABASE])
         yield Running(stack, invention)

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kombu import Connection
 from redis import Redis
 
 from agentq.embedded.stack import Stack
+from agentq.protocol import INTAKE_QUEUE
 
 T = TypeVar("T")
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -58,6 +60,20 @@ class Running:
         return self.settings["broker_url"]
 
     @property
+    def on_redis(self) -> bool:
+        return self.broker_url.startswith("redis://")
+
+    @property
+    def result_backend(self) -> str:
+        """The Celery result backend with which a foreign application gets its answers."""
+        return self.broker_url if self.on_redis else "rpc://"
+
+    @property
+    def sending(self) -> dict[str, Any]:
+        """What a foreign application gives ``send_task``: on RabbitMQ it must not declare our queue as its own."""
+        return {"queue": INTAKE_QUEUE} | ({} if self.on_redis else {"declare": []})
+
+    @property
     def mongo_url(self) -> str:
         return self.settings["mongo_url"]
 
@@ -83,15 +99,30 @@ class Running:
 
     # -- where nothing personal may be --------------------------------------------------------------------------------
 
-    def redis_keys(self) -> bytes:
-        """Every key of Redis with its whole content, message bodies decoded."""
+    def broker_content(self) -> bytes:
+        """What the broker holds: every key of Redis with its whole content, message bodies decoded. RabbitMQ shows no
+        message without handing it out: there, the intake must be empty."""
+        if not self.on_redis:
+            until(lambda: self.waiting(INTAKE_QUEUE) == 0, "the intake is empty")
+            return b""
         with Redis.from_url(self.broker_url) as client:
             found = [part for key in client.scan_iter(count=1000) for part in (key, *_content(client, key))]
         return decoded(b"\n".join(found))
 
-    def redis_file(self) -> bytes:
-        """Everything that was ever written to Redis since its append-only file was begun, message bodies decoded."""
-        return decoded((self.data_dir / "redis" / "appendonly.aof").read_bytes())
+    def waiting(self, queue: str) -> int:
+        """How many messages wait in a queue of RabbitMQ."""
+        with Connection(self.broker_url) as connection, connection.channel() as channel:
+            amqp: Any = channel
+            return int(amqp.queue_declare(queue, passive=True).message_count)
+
+    def broker_file(self) -> bytes:
+        """Everything that was ever written to the broker's disk, message bodies decoded: Redis's append-only file,
+        RabbitMQ's logs of its quorum queues and its message store."""
+        if self.on_redis:
+            return decoded((self.data_dir / "redis" / "appendonly.aof").read_bytes())
+        files = [file for file in sorted((self.data_dir.parent / "rabbitmq" / "mnesia").rglob("*")) if file.is_file()]
+        assert any(file.suffix == ".wal" for file in files), "it has to read what quorum queues write"
+        return decoded(b"\n".join(file.read_bytes() for file in files))
 
     def logs(self) -> bytes:
         """Every log file, of our processes and of the servers."""

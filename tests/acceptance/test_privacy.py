@@ -2,13 +2,14 @@
 
 A request that comes through the Client or the command line never passes the broker. One that a foreign application
 sends by task name necessarily does, once, as the body of its message (``send_task`` puts it there): it must be gone
-from Redis as soon as it is accepted, and it must not show in Flower or in a log at any time. The answer of
-``agentq.ask`` is stored in the result backend, where its caller fetches it; that is its purpose.
+from the broker's queues as soon as it is accepted, and it must not show in Flower or in a log at any time. The answer
+of ``agentq.ask`` is stored in the result backend, where its caller fetches it; that is its purpose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -27,8 +28,8 @@ Places = dict[str, Callable[[], bytes]]
 def places(running: Running) -> Places:
     """Everywhere that something could have leaked to."""
     return {
-        "Redis": running.redis_keys,
-        "Redis's file": running.redis_file,
+        "the broker": running.broker_content,
+        "the broker's file": running.broker_file,
         "Flower": running.flower_everything,
         "a log": running.logs,
     }
@@ -95,23 +96,26 @@ def test_a_request_by_command_line_is_nowhere_but_in_mongodb(
 def test_a_request_by_task_name_passes_the_broker_once_and_shows_nowhere(
     field: str, running: Running, places: Places, settled: Callable[[], None], mongo: Database[dict[str, Any]]
 ) -> None:
-    """Its body is gone from Redis once it was accepted or rejected, and never in Flower or in a log."""
+    """Its body is gone from the broker's queues once it was accepted or rejected, and never in Flower or in a log."""
     canary = f"canary{uuid4().hex}"
-    app = Celery("shop", broker=running.broker_url, backend=running.broker_url, set_as_current=False)
+    app = Celery("shop", broker=running.broker_url, backend=running.result_backend, set_as_current=False)
     request = {field: text(canary, SLOWLY), "workflow": "support_desk", "user": "cust-011"}
-    with app:
-        sent = app.send_task("agentq.submit", kwargs={"request": request}, queue="agentq")
+    with app, ExitStack() as waiting:
+        sent = app.send_task("agentq.submit", kwargs={"request": request}, **running.sending)
+        if not running.on_redis:
+            backend: Any = app.backend
+            waiting.callback(backend.result_consumer.stop)  # Celery leaves its connection open
         sent.get(timeout=60, propagate=False)
         if field == "input":
             until(lambda: _in_flight(mongo, sent.result), "the agent is at work")
-        in_file = places.pop("Redis's file")
+        in_file = places.pop("the broker's file")
         nowhere(canary, places)
         if field == "input":
             run_id = sent.result
             until(lambda: mongo["runs"].find_one({"_id": run_id, "status": "succeeded"}), "the run has ended")
         settled()
         nowhere(canary, places)
-        assert canary.encode() in in_file(), "the message did pass through Redis: so the search would have found it"
+        assert canary.encode() in in_file(), "the message did pass through the broker: the search would have found it"
 
 
 def test_mongodb_does_not_write_slow_commands_to_its_log(running: Running) -> None:

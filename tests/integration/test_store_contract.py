@@ -12,8 +12,8 @@ import pytest
 from agentq.engine import advance
 from agentq.engine.commit import Commit, Grant, plan
 from agentq.engine.decision import Observed, Replied
-from agentq.protocol import Hint, Request, new_run
-from agentq.store.api import Held, Store, Verdict
+from agentq.protocol import RUN_FORMAT, Hint, Request, new_run
+from agentq.store.api import Held, Queue, Store, Verdict
 from agentq.store.memory import MemoryStore
 from agentq.store.mongo import MongoStore
 from schemas.llm import LlmReply
@@ -31,8 +31,9 @@ class Bench:
         self._insert = insert
 
     async def born(self, run_id: str = "r1", **fields: Any) -> Hint:
+        version = fields.pop("v", RUN_FORMAT)
         doc = new_run(Request(input="hello", **fields), BUNDLE.registered(), run_id=run_id, now=self.store.now())
-        await self._insert(dict(doc))
+        await self._insert({**doc, "v": version})
         return Hint(run_id, "s1", 1)
 
     async def pass_time(self, seconds: float) -> None:
@@ -105,6 +106,45 @@ async def test_wrong_attempt_unknown_step_and_unknown_run_are_no_claims(bench: B
     await bench.born()
     for hint in (Hint("r1", "s1", 2), Hint("r1", "s2", 1), Hint("r9", "s1", 1)):
         assert await bench.store.claim(hint, Grant("t", "w", 1000)) is None
+
+
+async def test_runs_of_a_newer_format_are_left_to_newer_workers_and_schedulers(bench: Bench) -> None:
+    hint = await bench.born(v=RUN_FORMAT + 1)
+    assert await bench.store.claim(hint, Grant("t", "w", 1000)) is None
+    run = await bench.store.load("r1")
+    assert run is not None
+    await bench.store.set_due(run, bench.store.now() - timedelta(seconds=1))
+    assert await bench.store.due(10) == []
+
+
+async def test_what_workers_heard_of_the_queues_is_told_while_they_live(bench: Bench) -> None:
+    """The foremost worker counts, but nothing is passed that another has taken and not begun."""
+    start = bench.store.now()
+    at = [start + timedelta(seconds=second) for second in range(5)]
+
+    async def beat(worker: str, heard: datetime | None, oldest: datetime | None) -> None:
+        queues = {"router": {"heard": heard, "wait_ms": 7, "oldest": oldest}}
+        await bench.store.beat(f"worker:{worker}", {"kind": "worker", "queues": queues})
+
+    assert await bench.store.queues() == {}
+    await beat("a", at[1], None)
+    await beat("b", at[3], None)
+    assert await bench.store.queues() == {"router": Queue(at[3], 7)}
+    await beat("a", at[1], at[2])
+    assert await bench.store.queues() == {"router": Queue(at[2], 7)}
+    await bench.store.beat("scheduler:s", {"kind": "scheduler", "looked_at": 0})
+    await beat("b", None, None)
+    assert await bench.store.queues() == {"router": Queue(at[1], 7)}
+
+
+async def test_stopped_runs_are_those_that_ended_or_shall(bench: Bench) -> None:
+    for run_id in ("r1", "r2"):
+        await bench.born(run_id)
+    assert await bench.store.stopped({"r1", "r2", "r9"}) == set()
+    run = await bench.store.load("r2")
+    assert run is not None
+    await bench.store.commit(plan(run, advance.expire(run, 1), now=bench.store.now()))
+    assert await bench.store.stopped({"r1", "r2"}) == {"r2"}
 
 
 async def test_a_commit_is_seen_whole_and_validates(bench: Bench) -> None:

@@ -42,6 +42,21 @@ def test_compose_accepts_the_file_once_the_secrets_are_given() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_with_its_profile_rabbitmq_is_the_broker() -> None:
+    """And without it there is none, and Redis is the broker."""
+    secrets = dict.fromkeys(SECRETS, "0123456789abcdef")
+    chosen = {"BROKER_USER": "amqp://agentq", "BROKER_HOST": "rabbitmq:5672//"}
+    done = compose("--profile", "rabbitmq", "config", **secrets, **chosen)
+    assert done.returncode == 0, done.stderr
+    with_it = yaml.safe_load(done.stdout)["services"]
+    assert with_it["rabbitmq"]["environment"]["RABBITMQ_DEFAULT_PASS"] == "0123456789abcdef"
+    without = yaml.safe_load(compose("config", **secrets).stdout)["services"]
+    for name in (*POOLS, "scheduler", "flower"):
+        with_rabbitmq = with_it[name]["environment"]["AGENTQ_BROKER_URL"]
+        assert with_rabbitmq == "amqp://agentq:0123456789abcdef@rabbitmq:5672//"
+        assert without[name]["environment"]["AGENTQ_BROKER_URL"] == "redis://:0123456789abcdef@redis:6379/0"
+
+
 @pytest.mark.parametrize("missing", SECRETS)
 def test_compose_refuses_to_start_without_a_secret(missing: str) -> None:
     """No default password can reach production: what is not set is named."""

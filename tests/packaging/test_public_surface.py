@@ -39,18 +39,22 @@ def defined(module: Any) -> list[str]:
 
 def test_the_client() -> None:
     assert agentq.client.__all__ == ["Client", "Handle", "Outcome"]
-    assert public(Client) == ["accept", "close", "events", "run", "submit", "submit_many"]
+    assert public(Client) == [
+        "accept", "close", "drop_schedule", "events", "hand_in", "run", "schedule", "schedules", "submit",
+        "submit_many",
+    ]  # fmt: skip
     assert parameters(Client) == ["mongo_url", "broker_url", "database"]
     assert parameters(Client.submit) == [
         "input", "workflow", "tenant", "user", "conversation", "priority", "budget_usd", "deadline_s",
-        "idempotency_key", "metadata",
+        "idempotency_key", "metadata", "key", "urgency", "conversation_policy", "at", "delay_s", "expires_at",
+        "debounce_key", "debounce_s", "singleton_key", "webhook", "follow_up",
     ]  # fmt: skip
     assert parameters(Client.submit_many) == ["requests", "chunk"]
     assert parameters(Client.run) == parameters(Client.events) == ["run_id"]
 
 
 def test_the_handle_and_the_outcome() -> None:
-    assert public(Handle) == ["cancel", "events", "outcome", "status", "wait"]
+    assert public(Handle) == ["cancel", "estimated_start_s", "events", "outcome", "position", "status", "wait"]
     assert parameters(Handle.wait) == ["timeout_s"]
     assert parameters(Handle.cancel) == ["reason"]
     assert [*Outcome.__dataclass_fields__] == [
@@ -63,11 +67,13 @@ def test_the_request_and_the_protocol() -> None:
     assert [*Request.model_fields] == parameters(Client.submit)
     assert defined(agentq.protocol) == sorted(
         [
-            "ASK_TASK", "AuditHead", "Event", "HINT_GRACE", "Hint", "INTAKE_QUEUE", "MAX_DEPTH", "MAX_INPUT_BYTES",
+            "ASK_TASK", "AuditHead", "BACKLOG_LIFE", "Backlog", "ConversationPolicy", "DEBOUNCE_S", "LEAST_COST",
+            "Moment", "UNKNOWN_COST", "starts_at", "Event", "FollowUp", "Notify", "Webhook", "HINT_GRACE", "Hint",
+            "INTAKE_QUEUE", "MAX_DEPTH", "MAX_INPUT_BYTES",
             "MAX_METADATA_BYTES", "NewEvent", "NewRun", "POOLS", "Pool", "Priority", "RUN_FORMAT", "Registered",
             "Reply", "Request", "RunStatus", "START_STEP", "SUBMIT_TASK", "TERMINAL", "canonical_json", "chain",
-            "event_hash", "genesis", "new_run", "new_run_id", "open_step", "parse_request", "rejected_run", "sha256",
-            "task_name", "utc",
+            "event_hash", "genesis", "hint_message", "new_run", "new_run_id", "open_step", "parse_request",
+            "rejected_run", "sha256", "task_name", "utc",
         ]
     )  # fmt: skip
 
@@ -90,6 +96,7 @@ def test_the_errors_and_their_codes() -> None:
         "InvalidRequest": "invalid_request",
         "NotFound": "not_found",
         "ProviderError": "provider_error",
+        "QueueFull": "queue_full",
         "ToolError": "tool_error",
         "Unavailable": "unavailable",
         "UnknownWorkflow": "unknown_workflow",

@@ -87,7 +87,8 @@ def test_the_wheel_holds_the_client_and_nothing_else(wheel: Path) -> None:
     info = next(name.split("/")[0] for name in names if name.endswith("/METADATA"))
     assert sorted(names) == sorted(
         [
-            "agentq/__init__.py", "agentq/client.py", "agentq/protocol.py", "agentq/errors.py", "agentq/py.typed",
+            "agentq/__init__.py", "agentq/client.py", "agentq/gate.py", "agentq/turns.py", "agentq/schedule.py",
+            "agentq/protocol.py", "agentq/errors.py", "agentq/py.typed",
             f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD",
         ]
     )  # fmt: skip

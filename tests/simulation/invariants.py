@@ -7,7 +7,7 @@ committed; a look of the scheduler ends.
 
 In the end: every run has ended (or waits for a person, because of a held step); the stored documents are valid; nothing
 is due and nobody holds anything; the audit chain is whole and copied; usage is what the committed calls took; calls
-are no more than attempts; what was spent is shown; conversations are in order.
+are no more than attempts; what was spent is shown; conversations are in order; the journal gives the stored state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from datetime import datetime, timedelta
 
 from agentq.engine import audit
 from agentq.engine.commit import Commit
+from agentq.engine.replay import agrees
 from agentq.protocol import TERMINAL, Event, Hint
+from schemas.catalog import Bundle
 from schemas.run import RUN, RunDoc
 from tests.simulation.loop import Clock, Process
 
@@ -201,7 +203,9 @@ class Books:
 
     # -- in the end -------------------------------------------------------------------------------------------------
 
-    def close(self, runs: dict[str, RunDoc], audited: dict[str, Event], patient: set[str]) -> None:
+    def close(
+        self, runs: dict[str, RunDoc], audited: dict[str, Event], patient: set[str], bundles: dict[str, Bundle]
+    ) -> None:
         """The schedule is over. ``patient`` are the runs with the default deadline, long after the faults."""
         copied: dict[str, list[Event]] = {run_id: [] for run_id in runs}
         for key in sorted(audited):
@@ -212,6 +216,8 @@ class Books:
             self._audited(run, copied[run["_id"]])
             self._paid(run)
             self._history(run, runs)
+            if not agrees(bundles, run):
+                self.wrong(f"the journal of {run['_id']} does not give its state")
             if run["_id"] in patient and not self.skewed:
                 self._in_time(run)
         self._attempts()

@@ -242,6 +242,25 @@ def conversation_backwards() -> Patch:
     return mock.patch.object(documents, "window", backwards)
 
 
+def an_attempt_is_not_journaled() -> Patch:
+    """The journal takes every outcome for that of a first attempt."""
+    real = advance.entry_of
+
+    def forgetful(run: RunDoc, step_id: str, outcome: Any) -> Any:
+        return {**real(run, step_id, outcome), "attempt": 1}
+
+    return mock.patch.object(advance, "entry_of", forgetful)
+
+
+def a_journal_entry_is_lost() -> Patch:
+    """The fourth commit of a run leaves its outcome out of the journal."""
+
+    async def lossy(self: MemoryStore, planned: Commit) -> Verdict:
+        return await _commit(self, replace(planned, entry=None) if planned.rev == 3 else planned)
+
+    return mock.patch.object(MemoryStore, "commit", lossy)
+
+
 @contextmanager
 def _together(*patches: Patch) -> Iterator[None]:
     with ExitStack() as stack:
@@ -274,6 +293,8 @@ MUTANTS: tuple[Callable[[], Patch], ...] = (
     cancel_is_overheard,
     budget_is_ignored,
     conversation_backwards,
+    an_attempt_is_not_journaled,
+    a_journal_entry_is_lost,
 )
 
 

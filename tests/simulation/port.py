@@ -137,6 +137,12 @@ class Port:
     async def settle(self, run: RunDoc) -> None:
         await self._ask("settle", self.world.server.settle, run)
 
+    async def pass_turn(self, run: RunDoc) -> None:
+        await self._ask("pass_turn", self.world.server.pass_turn, run)
+
+    async def notify(self, run: RunDoc) -> None:
+        await self._ask("notify", self.world.server.notify, run)
+
     async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
         try:
             await self._ask("book_waste", self.world.server.book_waste, run_id, waste)

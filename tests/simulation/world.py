@@ -108,7 +108,7 @@ class World:
         after(max(self._fault_ms, *(script.born_ms + 1 for script in self.scripts.values())), None, self._calm)
         self.clock.run(self._fault_ms + CALM_LIMIT_MS)
         patient = {script.run_id for script in self.scripts.values() if script.deadline_s is None}
-        self.books.close(self.server.runs, self.server.audit, patient)
+        self.books.close(self.server.runs, self.server.audit, patient, self.server.bundles)
 
     def _submit(self, script: Script) -> None:
         """A client stores a run and publishes its first hint."""

@@ -1,9 +1,9 @@
-// A caller in another language. Reads {url, calls: [{task, request}]} from standard input and prints what each gave.
+// A caller in another language. Reads {url, backend, calls: [{task, request}]} from standard input and prints what each gave.
 import { readFileSync } from "node:fs";
 import celery from "celery-node";
 
 const job = JSON.parse(readFileSync(0, "utf8"));
-const client = celery.createClient(job.url, job.url, "agentq");
+const client = celery.createClient(job.url, job.backend, "agentq");
 
 const sent = job.calls.map(({ task, request }) => client.createTask(task).applyAsync([], { request }));
 const outcomes = await Promise.all(

@@ -241,10 +241,12 @@ def test_a_broken_record_is_no_stack(load: Load, tmp_path: Path, text: str) -> N
         ("redis://h/0", "redis://h/0"),
         ("rediss://h", "rediss://h"),
         ("redis+socket:///x", "redis+socket:///x"),
-        ("amqp://h", None),
+        ("amqp://h", "rpc://"),
+        ("amqps://h", "rpc://"),
+        ("sqs://h", None),
     ],
 )
-def test_answers_go_through_the_broker_if_it_is_redis(load: Load, broker: str, result: str | None) -> None:
+def test_answers_go_through_the_broker(load: Load, broker: str, result: str | None) -> None:
     settings = load(broker_url=broker)
     assert (settings.result_url and settings.result_url.get_secret_value()) == result
     assert source(settings, "result_url") == ("default: broker_url" if result else "default")

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from agentq.engine import advance
 from agentq.engine.commit import Commit, plan
-from agentq.engine.decision import Failed, Observed, Outcome, Replied
+from agentq.engine.decision import Decision, Failed, Observed, Outcome, Replied
 from agentq.engine.effects import ToolCallEffect, effect
 from agentq.protocol import Request, new_run
 from schemas.catalog import Bundle
 from schemas.llm import LlmCall, LlmReply
-from schemas.run import RUN, RunDoc
+from schemas.run import RUN, Entry, RunDoc
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -68,10 +68,26 @@ class Play:
         claimed = cast("RunDoc", {**born, "status": "running"})
         self.run = advance.enter_run(self.bundle, claimed, "s1", [], self.at_ms)
         self.last: Commit | None = None
+        self.journal: list[Entry] = []
 
     @property
     def at_ms(self) -> int:
         return int(self.now.timestamp() * 1000)
+
+    @property
+    def whole(self) -> RunDoc:
+        """The run as it is loaded with its journal."""
+        return {**self.run, "journal": [*self.journal]}
+
+    def decide(self, decision: Decision) -> Play:
+        """Commit a decision that no step made."""
+        return self._keep(plan(self.run, decision, now=self.now))
+
+    def _keep(self, planned: Commit) -> Play:
+        self.last, self.run = planned, planned.after
+        self.journal += [] if planned.entry is None else [planned.entry]
+        RUN.validate_python(self.whole)
+        return self
 
     @property
     def step(self) -> str:
@@ -100,10 +116,7 @@ class Play:
         """Commit an outcome of a step."""
         step = step or self.step
         decision = advance.advance(self.bundle, self.run, step, outcome, max_attempts)
-        self.last = plan(self.run, decision, now=self.now, step_id=step, token="t")
-        self.run = self.last.after
-        RUN.validate_python(self.run)
-        return self
+        return self._keep(plan(self.run, decision, now=self.now, step_id=step, token="t"))
 
     def says(
         self, text: str = "", calls: Sequence[Any] = (), *, tokens: tuple[int, int] = (3, 2), cost: int = 7

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from celery import Celery
+from celery.exceptions import Reject
 
-from agentq.errors import InvalidRequest
+from agentq.errors import InvalidRequest, Unavailable
 from workers import intake
+from workers.replies import reply_queue
 
 CANARY = "zKANARIENVOGELz"
 
@@ -77,6 +81,58 @@ def test_other_arguments_are_refused_without_quoting_them(args: tuple[Any, ...],
         intake._request(args, kwargs)
     assert caught.value.code == "wrong_arguments"
     assert CANARY not in str(caught.value)
+
+
+class Host:
+    """An engine host whose MongoDB is away for a while."""
+
+    def __init__(self, outages: int) -> None:
+        self.stopping = threading.Event()
+        self.client = self
+        self.outages = outages
+        self.replies: list[Any] = []
+
+    def accept(self, request: Any, reply: Any) -> Any:
+        if self.outages:
+            self.outages -= 1
+            raise Unavailable("MongoDB does not answer.")
+        self.replies.append(reply)
+        return SimpleNamespace(run_id="r1")
+
+
+def accept(host: Host, *, waits: bool = False, reply_to: str | None = None) -> str:
+    app = Celery("test", broker="amqp://", backend="rpc://", set_as_current=False)
+    task = SimpleNamespace(name="agentq.ask", request=SimpleNamespace(id="t-1", reply_to=reply_to))
+    return intake.Intake(app, cast("Any", host)).accept(task, (), {"request": {"input": "x"}}, waits=waits)
+
+
+def test_a_request_waits_for_mongodb_in_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not go back to the queue: RabbitMQ would count that as one delivery in vain."""
+    monkeypatch.setattr(intake, "RETRY_S", 0.0)
+    assert accept(Host(outages=50)) == "r1"
+
+
+def test_a_request_goes_back_to_the_queue_when_its_worker_stops() -> None:
+    host = Host(outages=50)
+    host.stopping.set()
+    with pytest.raises(Reject) as caught:
+        accept(host)
+    raised: Any = caught.value
+    assert raised.requeue
+
+
+def test_an_answer_goes_to_the_queue_that_the_caller_named() -> None:
+    host = Host(outages=0)
+    queue = str(uuid4())
+    accept(host, waits=True, reply_to=queue)
+    assert host.replies == [{"task_id": "t-1", "reply_to": queue}]
+
+
+@pytest.mark.parametrize("name", ["router", "agentq.dead", "", None, 5, "e94651e8-b28c-44c5-8cd1-74ac05bff8edx"])
+def test_only_a_reply_queue_is_answered_to(name: Any) -> None:
+    """Any other name would let a caller write into other people's queues with our rights."""
+    assert reply_queue(name) is None
+    assert reply_queue(str(uuid4())) is not None
 
 
 def test_a_foreign_caller_reads_the_code_first() -> None:
