@@ -237,6 +237,7 @@ class RunDoc(TypedDict):
     cancel: dict[str, Any] | None  # {reason, at}: somebody asked for an end; the next commit or look makes it so
     reply: Reply | None
     batch: NotRequired[BatchLine]
+    told_at: NotRequired[datetime]  # the ``ended_at`` of the end that was told to those who are to be told
     tally: NotRequired[bool]  # the bookkeeper has something to count
     booked: NotRequired[dict[str, Any]]  # what it has counted, see agentq.engine.tally
     flow: NotRequired[str]  # in whose line it waits: tenant, or tenant|key

@@ -40,11 +40,12 @@ async def run(settings: Settings) -> None:
     await store.open()
     threads = ThreadPoolExecutor(2, "scheduler")
     publisher = HintPublisher(app, settings.hint_batch, store.now)
+    replies = Replies(app, ThreadPoolExecutor(2, "replies"))  # a store of answers that hangs must hold up nothing else
     scheduler = Scheduler(
-        store, publisher, BrokerEpoch(app, threads), name=worker_name(), reply=Replies(app, threads),
+        store, publisher, BrokerEpoch(app, threads), name=worker_name(), reply=replies,
         max_attempts=settings.max_attempts, crash=crash_point(settings.failpoint),
     )  # fmt: skip
-    bookkeeper = Bookkeeper(store, store.batches, reply=Replies(app, threads))
+    bookkeeper = Bookkeeper(store, store.batches, reply=replies)
     notifier = make_notifier(settings, app, store)
     client = Client(settings.mongo_url.get_secret_value(), app.conf.broker_url, settings.mongo_database)
 

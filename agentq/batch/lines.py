@@ -23,6 +23,7 @@ MAX_ID_CHARS = 255
 URL = "/v1/chat/completions"
 NOT_IN_A_BATCH = {
     "idempotency_key": "its id is its identity in the batch",
+    "key": "the runs of a batch wait in a line of the batch's own, where a key's caps would not count",
     "conversation": "the lines of a batch run in any order, the turns of a conversation do not",
     "conversation_policy": "the lines of a batch run in any order, the turns of a conversation do not",
     "debounce_key": "every line of a batch gets its own result",

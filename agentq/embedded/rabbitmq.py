@@ -52,6 +52,8 @@ def rabbitmq_argv(directory: Path, port: int) -> list[str]:
     environment = {
         "HOME": directory,  # where Erlang looks for its cookie
         "ERL_CRASH_DUMP_SECONDS": "0",
+        # Every minute RabbitMQ starts a helper that is to start epmd if there is none. With these flags it does not.
+        "ERL_FLAGS": "-start_epmd false -dist_listen false",
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # nothing of /etc/rabbitmq
         "RABBITMQ_CONFIG_FILE": config,
         "RABBITMQ_ENABLED_PLUGINS_FILE": plugins,
@@ -69,7 +71,7 @@ def _erlang(port: int) -> str:
     """One scheduler thread that sleeps when it has nothing to do, and a distribution without epmd on ``port``."""
     return (
         "+S 1:1 +SDcpu 1:1 +sbwt none +sbwtdcpu none +sbwtdio none "
-        f"-sname {_NODE} -start_epmd false -erl_epmd_port {port} -kernel inet_dist_use_interface {{127,0,0,1}}"
+        f"-sname {_NODE} -dist_listen true -erl_epmd_port {port} -kernel inet_dist_use_interface {{127,0,0,1}}"
     )
 
 

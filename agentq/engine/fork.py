@@ -12,7 +12,7 @@ from agentq.engine.decision import event, state_of
 from agentq.engine.edits import Edits, budget, edited, target
 from agentq.engine.replay import replay, shifted
 from agentq.errors import Conflict, InvalidRequest
-from agentq.protocol import RUN_FORMAT, chain, genesis
+from agentq.protocol import RUN_FORMAT, UNKNOWN_COST, chain, genesis
 from schemas.catalog import Bundle
 from schemas.run import RunDoc, State, Step
 
@@ -59,6 +59,8 @@ def fork(
         "state": state, "steps": steps, "leases": {}, "receipts": {}, "events": events, "audit": head, "usage": {},
         "waste": {}, "next_due": now, "created_at": now, "ended_at": None, "result": None, "error": None,
         "cancel": None, "reply": None, "journal": [start], "forked_from": {"run": run["_id"], "step": step_id},
+        "flow": run.get("flow", run["tenant"]), "pool": steps[step_id]["pool"], "cost": run.get("cost", UNKNOWN_COST),
+        "in_flight": True,
     }  # fmt: skip
     doc |= budget(edits)
     tools = [step["payload"]["name"] for step in steps.values() if step["kind"] == "tool"]

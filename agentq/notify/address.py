@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -82,9 +84,14 @@ def parse_networks(text: str) -> list[Network]:
         raise ConfigError(f"webhook_networks: {error}.", hint="Write e.g. 10.0.0.0/8,192.168.7.1") from None
 
 
+# As many as there are tries at once (``agentq.notify.notifier``): a tenant's slow name server delays nobody else's.
+_THREADS = ThreadPoolExecutor(64, "names")
+
+
 async def look_up(host: str) -> list[str]:
     """The addresses of a name, or the address that it is already. Raises ``OSError``."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    look_up = partial(socket.getaddrinfo, host, None, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_THREADS, look_up)
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 

@@ -12,7 +12,7 @@ import logging
 from agentq.engine import commit
 from agentq.engine.decision import Decision, event
 from agentq.engine.tally import batch_error, slots
-from agentq.errors import AgentqError
+from agentq.errors import AgentqError, Unavailable
 from agentq.place import place
 from agentq.runtime.runtime import Reply, finish
 from agentq.store.api import Store, Verdict
@@ -44,7 +44,12 @@ class Bookkeeper:
             if some < TALLY_AT_ONCE:
                 break
         for batch in await self._batches.live():
-            await self._care(batch)
+            try:
+                await self._care(batch)
+            except Unavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - one batch must not keep the others from their ends
+                log.error("batch %s is left as it is: %s", batch["_id"], place(error))
         return counted
 
     async def run(self, interval_s: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from agentq.store.api import Held, Store
 log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.4  # a cancelled run's model calls are cut within a second
+WATCHED_AT_ONCE = 2_000  # with more runs the question gets large, so it is asked more rarely
 WATCH_AFTER_S = 0.3  # most steps are over before; nobody asks about them
 
 
@@ -28,6 +30,7 @@ class LeaseKeeper:
         self._monotonic = monotonic
         self._since: dict[Held, float] = {}
         self._lost: set[Held] = set()
+        self._watched = -math.inf
         self._lock = threading.Lock()
 
     def held_for(self, seconds: float) -> set[str]:
@@ -77,9 +80,13 @@ class LeaseKeeper:
 
     async def watch(self, store: Store, on_stopped: Callable[[str], None]) -> None:
         """Tell which of the runs that are worked on were cancelled or have ended: their model calls are of no use."""
-        if (run_ids := self.held_for(WATCH_AFTER_S)) and (stopped := await store.stopped(run_ids)):
-            for run_id in stopped:
-                on_stopped(run_id)
+        run_ids = self.held_for(WATCH_AFTER_S)
+        now = self._monotonic()
+        if not run_ids or now - self._watched < WATCH_EVERY_S * len(run_ids) / WATCHED_AT_ONCE:
+            return
+        self._watched = now
+        for run_id in await store.stopped(run_ids):
+            on_stopped(run_id)
 
     async def run(self, store: Store, on_stopped: Callable[[str], None]) -> None:
         """Renew and watch until cancelled. Whatever fails is tried again: the leases may still hold."""

@@ -417,13 +417,15 @@ class Runtime:
 
 
 async def finish(store: Store, reply: Reply, run: RunDoc) -> None:
-    """After a run has ended: audit events out, answer to a waiting caller, deliveries to those it has to tell, then
-    nothing more is due. Repeatable."""
+    """After a run has ended: audit events out, the conversation's next turn, deliveries to those it has to tell, the
+    answer to a waiting caller, then nothing more is due. Repeatable; who was told of this end once is not told again.
+    """
     await store.copy_audit(run["events"])
-    if run["reply"] is not None:
-        await reply(run)
     if run["conversation"] is not None:
         await store.pass_turn(run)
-    if "notify" in run:
-        await store.notify(run)
+    if run.get("told_at") != run["ended_at"]:
+        if "notify" in run:
+            await store.notify(run)
+        if run["reply"] is not None:  # last: a result backend that is away must hold up nothing else
+            await reply(run)
     await store.settle(run)

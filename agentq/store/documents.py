@@ -15,7 +15,7 @@ from schemas.run import RunDoc
 Doc = dict[str, Any]
 WORKER_ALIVE = timedelta(seconds=15)  # a worker that has shown no sign of life for so long is taken for dead
 CLAIMABLE = ["queued", "running", "waiting"]
-LIVE: Doc = {"next_due": {"$type": "date"}, "backlog": None}
+LIVE: Doc = {"in_flight": True}  # under way: neither ended nor in the backlog
 WITHOUT_JOURNAL: Doc = {"journal": 0}  # it grows with the run, and only an operator's act needs it
 
 
@@ -265,3 +265,8 @@ def fits(run: RunDoc, which: Letters) -> bool:
         and which.workflow in (None, run["workflow"].get("name"))
         and (which.since is None or (run["ended_at"] or run["created_at"]) >= which.since)
     )
+
+
+def tells(run: RunDoc) -> bool:
+    """Is there somebody who is to be told of the run's end?"""
+    return run["reply"] is not None or "notify" in run

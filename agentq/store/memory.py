@@ -134,7 +134,7 @@ class MemoryStore:
 
     async def live(self) -> AsyncIterator[RunDoc]:
         for run_id in sorted(self.runs):
-            if self.runs[run_id]["next_due"] is not None and "backlog" not in self.runs[run_id]:
+            if self.runs[run_id].get("in_flight"):
                 yield _read(self.runs[run_id])
 
     async def copy_audit(self, events: Sequence[Event]) -> None:
@@ -150,6 +150,8 @@ class MemoryStore:
         stored = self.runs.get(run["_id"])
         if stored is not None and stored["status"] in TERMINAL and stored["audit"] == run["audit"]:
             stored["events"], stored["next_due"] = [], None
+            if stored["ended_at"] is not None and documents.tells(stored):
+                stored["told_at"] = stored["ended_at"]
 
     async def pass_turn(self, run: RunDoc) -> None:
         name = (run["tenant"], run["conversation"] or "")

@@ -241,7 +241,10 @@ class MongoStore:
             "status": {"$in": sorted(TERMINAL)},
             "audit.hash": {"$in": [run["audit"]["hash"] for run in runs]},  # no event has come since they were copied
         }
-        await self._answer(self._unhurried_runs.update_many(ended, {"$set": {"events": [], "next_due": None}}))
+        done: Doc = {"$set": {"events": [], "next_due": None}}
+        if any(documents.tells(run) for run in runs):
+            done = [{"$set": {**done["$set"], "told_at": "$ended_at"}}]  # type: ignore[assignment]
+        await self._answer(self._unhurried_runs.update_many(ended, done))
         return [None] * len(runs)
 
     async def pass_turn(self, run: RunDoc) -> None:
@@ -292,13 +295,17 @@ class MongoStore:
         return [None] * len(moved)
 
     async def live(self) -> AsyncIterator[RunDoc]:
-        async for doc in self._stream(self.runs.find(documents.LIVE, WITHOUT_JOURNAL).hint("due")):
+        async for doc in self._stream(self.runs.find(documents.LIVE, WITHOUT_JOURNAL).hint("flight")):
             yield cast("RunDoc", doc)
 
     async def unended(self) -> AsyncIterator[RunDoc]:
+        # The ids first: whoever walks through the runs may change when they are due, and would meet them again.
         condition = {"next_due": {"$type": "date"}, "status": {"$nin": sorted(TERMINAL)}}
-        async for doc in self._stream(self.runs.find(condition, WITHOUT_JOURNAL).hint("due")):
-            yield cast("RunDoc", doc)
+        ids = [doc["_id"] async for doc in self._stream(self.runs.find(condition, {"_id": 1}).hint("due"))]
+        for at in range(0, len(ids), 500):
+            some = self.runs.find({"_id": {"$in": ids[at : at + 500]}}, WITHOUT_JOURNAL)
+            for doc in await self._answer(some.to_list()):
+                yield cast("RunDoc", doc)
 
     async def dead_letters(self, kind: Dead, which: Letters, limit: int) -> list[RunDoc]:
         condition = documents.dead_letters(kind, which)

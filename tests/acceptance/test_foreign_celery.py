@@ -185,7 +185,8 @@ def refused(running: Running, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_a_bad_request_ends_as_a_visible_rejected_run_and_its_caller_hears_it(
     name: str, refused: dict[str, dict[str, Any]], mongo: Database[dict[str, Any]]
 ) -> None:
-    """Whatever its shape: a rejected run with a stable code, an exception at the caller, nothing of the body kept."""
+    """Whatever its shape: a rejected run with a stable code, an exception at the caller. The body is kept in one place
+    only, where an operator can correct it."""
     outcome = refused[name]
     assert "error" in outcome, f"the caller was told nothing but {outcome}"
     assert "TimeoutError" not in outcome["error"]
@@ -194,6 +195,8 @@ def test_a_bad_request_ends_as_a_visible_rejected_run_and_its_caller_hears_it(
     assert run["status"] == "rejected"
     assert run["error"]["code"] == BAD[name][1]
     assert run["error"]["hint"]
+    kept = run.pop("refused")
+    assert kept["code"] == BAD[name][1]
     assert "Hello" not in json.dumps(run, default=str), run
 
 

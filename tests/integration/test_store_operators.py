@@ -163,3 +163,13 @@ async def test_live_runs_versions_and_signs_of_life(bench: Bench) -> None:
     assert await store.alive(timedelta(seconds=15)) == []
     await store.beat("scheduler:a", {"kind": "scheduler"})
     assert await store.alive(timedelta(seconds=15)) == ["scheduler:a"]
+
+
+async def test_who_walks_through_the_live_runs_meets_each_once_whatever_he_does_to_them(bench: Bench) -> None:
+    for index in range(5):
+        await bench.born(f"r{index}")
+    met = []
+    async for run in bench.store.unended():
+        met.append(run["_id"])
+        await bench.store.set_due(run, bench.store.now() + timedelta(hours=len(met)))
+    assert sorted(met) == [f"r{index}" for index in range(5)]

@@ -87,8 +87,8 @@ def test_the_wheel_holds_the_client_and_nothing_else(wheel: Path) -> None:
     info = next(name.split("/")[0] for name in names if name.endswith("/METADATA"))
     assert sorted(names) == sorted(
         [
-            "agentq/__init__.py", "agentq/client.py", "agentq/gate.py", "agentq/turns.py", "agentq/schedule.py",
-            "agentq/protocol.py", "agentq/errors.py", "agentq/py.typed",
+            "agentq/__init__.py", "agentq/client.py", "agentq/connection.py", "agentq/gate.py", "agentq/turns.py",
+            "agentq/schedule.py", "agentq/protocol.py", "agentq/errors.py", "agentq/py.typed",
             f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD",
         ]
     )  # fmt: skip
@@ -140,7 +140,7 @@ os.environ = Recording(os.environ)
 os.environ.get("CANARY")
 import agentq.client
 client = agentq.client.Client("mongodb://127.0.0.1:1", "redis://127.0.0.1:1")
-agentq.client._celery("redis://127.0.0.1:1")
+agentq.connection._celery("redis://127.0.0.1:1")
 ours = [name for name, file in read if "/agentq/" in file]
 after = [list(root.handlers), root.level]
 print(json.dumps({

@@ -13,7 +13,7 @@ from agentq.engine import advance
 from agentq.engine.commit import plan
 from agentq.engine.edits import Edits
 from agentq.engine.replay import agrees
-from agentq.errors import Conflict, InvalidRequest, NotFound, ProviderError
+from agentq.errors import Conflict, InvalidRequest, NotFound, ProviderError, Unavailable
 from agentq.protocol import rejected_run
 from agentq.runtime.operator import Operator, affected, retry_many
 from agentq.store.api import Letters, Verdict
@@ -264,3 +264,37 @@ async def test_the_others_follow_only_if_the_canaries_succeed(ends: str, started
 async def test_an_unknown_run_is_said_to_be_unknown() -> None:
     with pytest.raises(NotFound, match="no run 'r7'"):
         await operator(World(ScriptedLlm([]))).retry("r7")
+
+
+async def test_who_was_told_of_an_end_is_not_told_again_when_its_dead_letter_is_dropped() -> None:
+    """The waiting caller hears of the failure once; of another end, after a redrive, again."""
+    world = await failed(then=(GONE,))
+    world.store.runs["r1"]["reply"] = {"task_id": "t1"}
+    world.store.runs["r1"]["told_at"] = world.store.runs["r1"]["ended_at"]
+    await operator(world).retry("r1")
+    world.time += timedelta(seconds=1)
+    await world.run_all()
+    assert world.replies == ["r1"]
+    await operator(world).drop("r1", "no use")
+    await world.run_all()
+    assert world.replies == ["r1"]
+
+
+async def test_a_result_backend_that_is_away_holds_up_neither_the_audit_nor_those_to_be_notified() -> None:
+    world = World(ScriptedLlm([GONE]))
+    world.submit()
+    world.store.runs["r1"] |= {"reply": {"task_id": "t1"}, "notify": {"follow_up": {"task": "t", "queue": "q"}}}
+    notified: list[str] = []
+
+    async def notify(run: RunDoc) -> None:
+        notified.append(run["_id"])
+
+    async def away(_: RunDoc) -> None:
+        raise Unavailable("The result backend does not answer.")
+
+    world.store.notify = notify  # type: ignore[method-assign]
+    world.reply = away  # type: ignore[method-assign]
+    await world.deliver()
+    assert notified == ["r1"]
+    assert world.store.audit
+    assert world.run()["next_due"] is not None, "the answer is still to be stored"
