@@ -42,17 +42,22 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What may still be admitted for a tenant, or for one key of it; None: no limit."""
+    """What may still be admitted for a tenant, or for one key of it; None: no limit.
+
+    ``idle``: nothing of it is in flight. Then the next run goes though it costs more than may be spent, because it
+    would never go otherwise; a cap of nothing lets nothing through.
+    """
 
     runs: int | None = None
     spend: int | None = None  # nano-dollars
     rate: int | None = None
+    idle: bool = False
 
     def allows(self, cost: int) -> bool:
         return (
             (self.runs is None or self.runs > 0)
             and (self.rate is None or self.rate > 0)
-            and (self.spend is None or self.spend >= cost)
+            and (self.spend is None or self.spend >= cost or (self.idle and self.spend > 0))
         )
 
     def less(self, cost: int) -> Quota:
@@ -220,7 +225,7 @@ class _Contest:
             if best is None or (head.rank, head.run_id) < (best[1].rank, best[1].run_id):
                 best = flow, head
         if best is not None and quota is not None and not quota.allows(best[1].cost):
-            return None
+            return None  # the tenant's cheaper runs do not overtake it: what is in flight ends, then it goes
         return best
 
     def _head_of(self, flow: str) -> Waiting | None:

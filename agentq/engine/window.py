@@ -4,7 +4,8 @@ Runs in flight are either *taken* (a worker has claimed them; so they keep it bu
 the pool's queue). By Little's law, untaken runs wait for ``untaken / rate`` seconds. While none wait, the workers could
 do more: the window grows, by half until the first queue was seen, then slowly. Once some wait longer than ``AIM_S``,
 the window becomes what the workers hold plus what they take in ``AIM_S``: they never idle and nobody waits much longer.
-A queue of a later pool that grows too long shrinks the window by an eighth a look, as TCP would.
+A queue of a later pool that grows too long shrinks the window by an eighth a look, as TCP would, but not by more below
+what the workers hold: it follows them down as runs end, however slowly they do.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Sight:
 def adapt(window: Window, sight: Sight) -> Window:
     """The window after one look."""
     if sight.later_s is not None and sight.later_s > 2 * AIM_S:
-        return Window(max(LEAST, window.size - window.size // 8), sight.taken)
+        return Window(max(LEAST, _eighth_less(window.size), _eighth_less(sight.taken)), sight.taken)
     wait_s = sight.untaken / sight.rate if sight.rate > 0 else float(sight.untaken)
     if sight.untaken > 2 and wait_s > AIM_S:
         return Window(max(LEAST, sight.taken + int(sight.rate * AIM_S)), sight.taken)
@@ -48,3 +49,7 @@ def adapt(window: Window, sight: Sight) -> Window:
     if window.knee is None:
         return replace(window, size=window.size + window.size // 2 + 1)
     return replace(window, size=window.size + max(1, window.size // 32))
+
+
+def _eighth_less(runs: int) -> int:
+    return runs - runs // 8

@@ -4,12 +4,16 @@ The leader is whoever holds a lease document. All that must survive it is in Mon
 admissions of the last minute where a rate is limited, what a workflow costs. Its books (who was served how much) start
 anew with each leader, which is fair from then on. Each run is let in by one conditional update, so two leaders, or one
 that was frozen, cannot let one in twice; a crash after the update leaves a run whose hint the scheduler publishes.
+
+Whoever loses the lease between its last look at the clock and that update lets in what it had decided beside the new
+leader: once, at most ``AT_ONCE`` runs, by which windows and caps may be exceeded until they have ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -35,6 +39,7 @@ RENEW_S = 1.0
 HEADS_FRESH_S = 1.0  # a more urgent run that comes later is seen within this time
 SLOW_S = 1.0  # limits, costs, throughput, what the clients are told
 RELEASE_S = 0.25
+CALM_S = 0.5  # how often to look at what waits and may not go, while nothing is in flight
 AT_ONCE = 500  # runs let in by one write
 ROUNDS = 20
 
@@ -53,7 +58,10 @@ class _Heads:
 
 
 class Admission:
-    """``run`` until cancelled. ``window``: runs a pool may have in flight at first: what one worker holds."""
+    """``run`` until cancelled. ``window``: runs a pool may have in flight at first: what one worker holds.
+
+    ``name`` is for people; each leader adds to it what no other has, be it of the same process id on another day.
+    """
 
     def __init__(
         self,
@@ -71,7 +79,7 @@ class Admission:
         self._backlog = backlog
         self._queues = queues
         self._publish = publish
-        self._name = name
+        self._name = f"{name}:{secrets.token_hex(4)}"
         self._first_window = window
         self._hand_in = hand_in
         self._room = room
@@ -93,21 +101,42 @@ class Admission:
         self._rates = Rates()
         self._next: dict[str, float] = {}
         self._waiting: set[Priority] = set()
+        self._calm = False
 
     async def run(self) -> None:
-        """Lead, or stand by, until cancelled; an outage is reported and waited out."""
-        while True:
-            pause = STAND_BY_S
-            began = self._clock()
-            try:
-                if await self._lead():
-                    await self.tick()
-                    pause = max(0.01, TICK_S - (self._clock() - began))
-            except AgentqError as error:
-                log.warning("the admission waits: %s", error)
-            except Exception as error:  # noqa: BLE001 - reported by class and place; it must not stop for good
-                log.error("the admission waits: %s", place(error))
-            await asyncio.sleep(pause)
+        """Lead, or stand by, until cancelled; an outage is reported and waited out.
+
+        What may take long with many turns or schedules is done beside the ticks, so that it holds up nobody's run.
+        """
+        async with asyncio.TaskGroup() as group:
+            for act in (self._lead_on, self._release, self._recur):
+                group.create_task(_ever(act))
+
+    async def _lead_on(self) -> float:
+        began = self._clock()
+        if not await self._lead():
+            return STAND_BY_S
+        await self.tick()
+        return max(0.01, TICK_S - (self._clock() - began))
+
+    async def _release(self) -> float:
+        """Runs whose time has come, turns that are next. Takes half of the time at most."""
+        if not self._leads():
+            return STAND_BY_S
+        began = self._clock()
+        await self._backlog.release(AT_ONCE)
+        return max(RELEASE_S, self._clock() - began)
+
+    async def _recur(self) -> float:
+        """Recurring requests that are due."""
+        if self._hand_in is not None and self._leads():
+            for schedule in await self._backlog.schedules(AT_ONCE):
+                if self._leads():
+                    await self._hand_in(schedule)
+        return SLOW_S
+
+    def _leads(self) -> bool:
+        return self._clock() < self._leads_until
 
     async def _lead(self) -> bool:
         now = self._clock()
@@ -124,6 +153,16 @@ class Admission:
         self._leads_until = now + LEASE_MS / 1000
         return True
 
+    async def _go_on_leading(self) -> None:
+        """Prolong the lease when it is time, within a tick that takes long. Raises where it is lost."""
+        now = self._clock()
+        if now < self._leads_until - LEASE_MS / 1000 + RENEW_S:
+            return
+        if now >= self._leads_until or not await self._backlog.lead(self._name, LEASE_MS):
+            self._leads_until = 0.0
+            raise _lost()
+        self._leads_until = now + LEASE_MS / 1000
+
     async def _recall(self) -> None:
         """What the leader before knew and nothing else tells."""
         self._rates.load(await self._backlog.remembered("rates") or {})
@@ -137,18 +176,17 @@ class Admission:
         return True
 
     async def tick(self) -> int:
-        """One look at everything that waits: how many runs were let in. Cheap while nothing does."""
-        if self._time_for("release", RELEASE_S):
-            await self._backlog.release(AT_ONCE)
-        lines = await self._backlog.waiting()
-        self._waiting = set(lines)
+        """One look at everything that waits: how many runs were let in. Cheap while nothing does, or while nothing of
+        it may go (a batch that is paused): then only a class of which nothing waited yet is looked for each time."""
         admitted = 0
-        if lines:
-            admitted = await self._admit(lines)
-        if self._hand_in is not None and self._time_for("schedules", SLOW_S):
-            for schedule in await self._backlog.schedules(AT_ONCE):
-                await self._hand_in(schedule)
+        if not self._calm or self._time_for("calm", CALM_S) or await self._backlog.waits({*CLASSES} - self._waiting):
+            lines = await self._backlog.waiting()
+            self._waiting = set(lines)
+            self._calm = False
+            if lines:
+                admitted = await self._admit(lines)
         if self._time_for("slow", SLOW_S):
+            await self._go_on_leading()
             await self._look_slowly()
         return admitted
 
@@ -215,6 +253,8 @@ class Admission:
                 counts[one.priority] += one.runs
             quotas, count = await self._fill(pool, window, counts, quotas)
             admitted += count
+        # Then only time, a person or a newcomer changes anything, and an urgent one is not to wait for the next look.
+        self._calm = not admitted and not flight and "interactive" not in waiting
         return admitted
 
     def _window(self, pool: Pool, here: Iterable[Flying]) -> int:
@@ -251,11 +291,12 @@ class Admission:
         return quotas, total
 
     async def _let_in(self, pool: Pool, decision: Decision, counts: dict[Priority, int]) -> None:
-        if self._clock() >= self._leads_until:
-            raise AgentqError("This scheduler leads the admission no more.", code="lease_lost")
+        await self._go_on_leading()
         limited = [name for one in decision.admitted for name in {one.flow, tenant_of(one.flow)}]
         if self._rates.count([name for name in limited if self._capped_rate(name)], self._second()):
             await self._backlog.remember("rates", self._rates.dump())
+        if not self._leads():  # nothing may be awaited between this and the write
+            raise _lost()
         admitted = await self._backlog.admit([one.run.run_id for one in decision.admitted])
         self._crash("after_admit")
         for one in decision.admitted:
@@ -288,6 +329,7 @@ class Admission:
                     None if limit.in_flight is None else limit.in_flight - runs.get(name, 0),
                     None if limit.spend is None else limit.spend - spend.get(name, 0),
                     None if limit.per_minute is None else limit.per_minute - self._rates.recent(name, self._second()),
+                    idle=not runs.get(name),
                 )
         return found
 
@@ -309,6 +351,23 @@ class Admission:
         limit = min(200, max(16, AT_ONCE // max(1, len(self._heads))))
         runs = await self._backlog.heads(priority, pool, flow, limit)
         self._heads[priority, pool, flow] = _Heads(runs, len(runs) == limit, self._clock())
+
+
+async def _ever(act: Callable[[], Awaitable[float]]) -> None:
+    """Act again and again, after the pause in seconds that it gives; an outage is reported and waited out."""
+    while True:
+        pause = STAND_BY_S
+        try:
+            pause = await act()
+        except AgentqError as error:
+            log.warning("the admission waits: %s", error)
+        except Exception as error:  # noqa: BLE001 - reported by class and place; it must not stop for good
+            log.error("the admission waits: %s", place(error))
+        await asyncio.sleep(pause)
+
+
+def _lost() -> AgentqError:
+    return AgentqError("This scheduler leads the admission no more.", code="lease_lost")
 
 
 def with_room(quotas: Mapping[str, Quota], rooms: Mapping[str, int]) -> dict[str, Quota]:

@@ -17,11 +17,13 @@ Flight = tuple[Pool, Priority, str, int]
 
 
 class Flights:
-    """Runs in flight as last seen; those that are gone have ended."""
+    """Runs in flight as last seen; those that are gone have ended. ``charged``: those that were charged to our books;
+    what went straight to its pool, or was let in by a leader before, was not."""
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self._seen: dict[str, Flight] = {}
+        self._charged: set[str] = set()
         self._rates: dict[Pool, float] = {}
         self._class_rates: dict[Priority, float] = {}
         self._costs: dict[str, int] = {}
@@ -33,13 +35,14 @@ class Flights:
 
     def admitted(self, run_id: str, pool: Pool, priority: Priority, flow: str, cost: int) -> None:
         self._seen[run_id] = pool, priority, flow, cost
+        self._charged.add(run_id)
 
     def rate(self, pool: Pool) -> float:
         """Runs that ended a second, of those that entered here."""
         return self._rates.get(pool, 0.0)
 
     async def look(self, now: float) -> list[tuple[Pool, Priority, str, int]]:
-        """See what has ended: pool, class, flow and the actual less the estimated cost of each."""
+        """See what has ended: pool, class, flow and the actual less the estimated cost of each that was charged."""
         flying = await self._backlog.flying()
         gone = [run_id for run_id in self._seen if run_id not in flying]
         ended = await self._backlog.ended(gone) if gone else {}
@@ -51,7 +54,9 @@ class Flights:
             known = self._costs.get(one.workflow)
             self._costs[one.workflow] = actual if known is None else round(known + LEARN * (actual - known))
             pool, priority, flow, estimate = before[run_id]
-            found.append((pool, priority, flow, actual - max(1, estimate)))
+            if run_id in self._charged:
+                found.append((pool, priority, flow, actual - max(1, estimate)))
+        self._charged &= flying.keys()
         return found
 
     def _measure(self, ended: list[Flight], now: float) -> None:

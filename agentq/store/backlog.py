@@ -6,6 +6,7 @@ lines. What is in flight is a covered query. So nothing here grows with the leng
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
@@ -22,6 +23,8 @@ T = TypeVar("T")
 Doc = dict[str, Any]
 Answer = Callable[[Awaitable[Any]], Awaitable[Any]]
 GHOST = timedelta(seconds=30)  # a turn's place that belongs to a run which was never stored is free after that
+ACTIVE = ("queued", "running")  # a run in flight that rests, paused or for a person, keeps nobody from a place
+TURNS_AT_ONCE = 16  # conversations whose next turn is let go at the same time
 
 BACKLOG_INDEXES = [
     IndexModel(
@@ -63,7 +66,9 @@ BACKLOG_INDEXES = [
 
 
 class Flying(NamedTuple):
-    """Runs in flight that entered by ``pool``: those that a worker has ``taken``, or whose hint still waits."""
+    """Runs in flight that entered by ``pool``: those that a worker has ``taken``, or whose hint still waits. Those that
+    rest, paused or until a person answers, are left out: they may do so for weeks. They come back without being asked
+    for, so a cap is exceeded by those that go on."""
 
     pool: Pool
     priority: Priority
@@ -104,6 +109,9 @@ class Backlog(Protocol):
     async def lead(self, name: str, ms: int) -> bool:
         """Take or prolong the leader's lease by the server's clock; False: somebody else has it."""
 
+    async def waits(self, classes: Collection[Priority]) -> bool:
+        """Does any run of these classes wait to be admitted?"""
+
     async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
         """The flows that have a run to admit, by class and pool; empty ones are left out."""
 
@@ -114,16 +122,17 @@ class Backlog(Protocol):
         """Let runs in, each once: those of them that were waiting and are now in flight."""
 
     async def flight(self) -> list[Flying]:
-        """What is in flight, counted."""
+        """What is in flight and does not rest, counted."""
 
     async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
-        """The runs in flight: where they entered, class, flow, estimated cost."""
+        """All runs in flight: where they entered, class, flow, estimated cost."""
 
     async def ended(self, run_ids: Collection[str]) -> dict[str, Ended]:
         """Of these runs, those that have ended."""
 
     async def release(self, limit: int) -> int:
-        """Runs whose time has come and turns that nothing is before any more may be admitted; how many."""
+        """Runs whose time has come and turns that nothing is before any more may be admitted. Gives how many of those
+        that are held were looked at; a turn that must go on waiting is looked at again later, the longer it waits."""
 
     async def limits(self) -> dict[str, Limit]:
         """The limits in force, by flow (a tenant, or ``tenant|key``)."""
@@ -167,13 +176,16 @@ class MongoBacklog:
             await self._answer(self._notes.update_one({"_id": "leader"}, nobody, upsert=True))
         return False
 
+    async def waits(self, classes: Collection[Priority]) -> bool:
+        where: Doc = {"backlog.class": {"$in": [*classes]}}
+        return await self._answer(self._runs.find_one(where, {"_id": 1}, hint="backlog")) is not None
+
     async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
-        where: Doc = {"backlog.class": {"$in": [*CLASSES]}}
-        if await self._answer(self._runs.find_one(where, {"_id": 1}, hint="backlog")) is None:
+        if not await self.waits(CLASSES):
             return {}
         found: dict[Priority, dict[Pool, list[str]]] = {}
         for priority in CLASSES:
-            where = {"backlog.class": priority}
+            where: Doc = {"backlog.class": priority}
             for pool in await self._answer(self._runs.distinct("pool", where)):
                 flows = await self._answer(self._runs.distinct("flow", {**where, "pool": pool}))
                 found.setdefault(priority, {})[cast("Pool", pool)] = flows
@@ -207,7 +219,7 @@ class MongoBacklog:
         grouped = await self._answer(
             self._runs.aggregate(
                 [
-                    {"$match": {"in_flight": True}},
+                    {"$match": {"in_flight": True, "status": {"$in": [*ACTIVE]}}},
                     {"$group": {
                         "_id": {"pool": "$pool", "priority": "$priority", "flow": "$flow", "untaken": untaken},
                         "runs": {"$sum": 1},
@@ -241,55 +253,76 @@ class MongoBacklog:
         }
 
     async def release(self, limit: int) -> int:
-        due = self._runs.find({"backlog.hold": {"$in": ["time", "turn"]}, "backlog.at": {"$lte": self.now()}}, {
-            "backlog": 1, "tenant": 1, "conversation": 1, "created_at": 1,
-        }).sort("backlog.at", ASCENDING).limit(limit)  # fmt: skip
-        docs = await self._answer(due.to_list())
-        plain = [doc["_id"] for doc in docs if doc["backlog"]["hold"] == "time" and doc["conversation"] is None]
-        if plain:
-            where = {"_id": {"$in": plain}, "backlog.hold": "time", "backlog.at": {"$lte": self.now()}}
-            await self._answer(self._runs.update_many(where, RELEASE))
-        for doc in docs:
-            if doc["conversation"] is not None:
-                await self._release_turn(doc)
+        due: Doc = {"backlog.hold": {"$in": ["time", "turn"]}, "backlog.at": {"$lte": self.now()}}
+        fields = {"backlog.hold": 1, "tenant": 1, "conversation": 1}
+        docs = await self._answer(self._runs.find(due, fields).sort("backlog.at", ASCENDING).limit(limit).to_list())
+        come = {"backlog.hold": "time", "backlog.at": {"$lte": self.now()}}  # it may have been put off meanwhile
+        if plain := [doc["_id"] for doc in docs if doc["conversation"] is None]:
+            await self._answer(self._runs.update_many({"_id": {"$in": plain}, **come}, RELEASE))
+        turns = [doc for doc in docs if doc["conversation"] is not None]
+        if timed := [doc["_id"] for doc in turns if doc["backlog"]["hold"] == "time"]:
+            in_turn = {"$set": {"backlog.hold": "turn"}}
+            await self._answer(self._runs.update_many({"_id": {"$in": timed}, **come}, in_turn))
+        if turns:
+            await self._release_turns(turns)
         return len(docs)
 
-    async def _release_turn(self, doc: Doc) -> None:
-        """A turn goes if it is the next that waits and no run of the conversation is under way; else it is looked at
-        again later. Usually the end of the one before lets it go at once, and this is the net below that."""
-        where = {"tenant": doc["tenant"], "conversation": doc["conversation"]}
-        if doc["backlog"]["hold"] == "time":
-            again = {"$set": {"backlog.hold": "turn"}}
-            await self._answer(self._runs.update_one({"_id": doc["_id"], "backlog.hold": "time"}, again))
-        first = await self._answer(
-            self._runs.find_one(
-                {**where, "backlog.hold": "turn"}, {"_id": 1}, sort=[("backlog.front", -1), ("turn", 1)]
+    async def _release_turns(self, docs: list[Doc]) -> None:
+        """The next turn of each of these runs' conversations goes if nobody's turn it is; the others are looked at
+        again later. Usually the end of the one before lets it go at once, and this is the net below that: so what
+        it costs depends on the conversations where something is to be done, not on how many turns wait."""
+        names = {(doc["tenant"], doc["conversation"]) for doc in docs}
+        limit = asyncio.Semaphore(TURNS_AT_ONCE)
+
+        async def one(place: Doc) -> None:
+            async with limit:
+                await self._next_turn(place)
+
+        await asyncio.gather(*(one(place) for place in await self._free_places(names)))
+        still = {"_id": {"$in": [doc["_id"] for doc in docs]}, "backlog.hold": "turn"}
+        await self._answer(self._runs.update_many(still, look_again(self.now())))
+
+    async def _free_places(self, names: Collection[tuple[str, str]]) -> list[Doc]:
+        """The conversations of these in which it is nobody's turn, or that of a run that still waits for it."""
+        keys = [SON([("tenant", tenant), ("conversation", conversation)]) for tenant, conversation in names]
+        known = {
+            (doc["_id"]["tenant"], doc["_id"]["conversation"]): doc
+            for doc in await self._answer(self._conversations.find({"_id": {"$in": keys}}).to_list())
+        }
+        active = [doc["active"] for doc in known.values() if doc.get("active") is not None]
+        found = self._runs.find({"_id": {"$in": active}}, {"status": 1, "backlog.hold": 1})
+        runs = {run["_id"]: run for run in await self._answer(found.to_list())}
+        places: list[Doc] = [known.get((key["tenant"], key["conversation"]), {"_id": key, "new": True}) for key in keys]
+        return [place for place in places if self._free(place, runs.get(place.get("active")))]
+
+    def _free(self, place: Doc, run: Doc | None) -> bool:
+        if place.get("active") is None:
+            return True
+        if run is None:
+            since = place.get("since")
+            return since is None or self.now() - since >= GHOST
+        return run["status"] in TERMINAL or run.get("backlog", {}).get("hold") == "turn"
+
+    async def _next_turn(self, place: Doc) -> None:
+        """Give a free place to the turn that is next, and let that go. Who had the place and waits keeps it."""
+        tenant, conversation, active = place["_id"]["tenant"], place["_id"]["conversation"], place.get("active")
+        waiting = {"tenant": tenant, "conversation": conversation, "backlog.hold": "turn"}
+        keeps = active and await self._answer(self._runs.find_one({**waiting, "_id": active}, {"_id": 1}))
+        first = keeps or await self._answer(
+            self._runs.find_one(waiting, {"_id": 1}, sort=[("backlog.front", -1), ("turn", 1)])
+        )
+        if first is None:
+            return
+        name = SON([("tenant", tenant), ("conversation", conversation)])
+        taken = await self._answer(
+            self._conversations.update_one(
+                {"_id": name, "active": active},
+                {"$set": {"active": first["_id"], "since": self.now()}},
+                upsert=place.get("new", False),
             )
         )
-        if first is not None and first["_id"] == doc["_id"] and await self._take_turn(where, doc["_id"]):
-            await self._answer(self._runs.update_one({"_id": doc["_id"], "backlog.hold": "turn"}, RELEASE))
-            return
-        age = self.now() - doc["created_at"]
-        again_at = self.now() + min(max(age / 4, timedelta(seconds=1)), timedelta(seconds=30))
-        later = {"$set": {"backlog.at": again_at}}
-        await self._answer(self._runs.update_one({"_id": doc["_id"], "backlog.hold": "turn"}, later))
-
-    async def _take_turn(self, where: Doc, run_id: str) -> bool:
-        name = SON([("tenant", where["tenant"]), ("conversation", where["conversation"])])
-        known = await self._answer(self._conversations.find_one({"_id": name})) or {}
-        active = known.get("active")
-        if active not in (None, run_id):
-            run = await self._answer(self._runs.find_one({"_id": active}, {"status": 1}))
-            since = known.get("since")
-            if run is None and since is not None and self.now() - since < GHOST:
-                return False
-            if run is not None and run["status"] not in TERMINAL:
-                return False
-        place = {"$set": {"active": run_id, "since": self.now()}}
-        taken = await self._answer(
-            self._conversations.update_one({"_id": name, "active": active}, place, upsert=not known)
-        )
-        return bool(taken.matched_count or taken.upserted_id)
+        if taken.matched_count or taken.upserted_id:
+            await self._answer(self._runs.update_one({"_id": first["_id"], "backlog.hold": "turn"}, RELEASE))
 
     async def limits(self) -> dict[str, Limit]:
         found = await self._answer(self._limits.find({}).to_list())
@@ -313,6 +346,12 @@ class MongoBacklog:
 
 
 RELEASE: list[Doc] = [{"$set": {"backlog.class": "$priority"}}, {"$unset": "backlog.hold"}]
+
+
+def look_again(now: datetime) -> list[Doc]:
+    """The update after which a held turn is due when it is older by a quarter: after 1 second at least, 30 at most."""
+    quarter = {"$divide": [{"$subtract": [now, "$created_at"]}, 4]}
+    return [{"$set": {"backlog.at": {"$add": [now, {"$min": [{"$max": [quarter, 1_000]}, 30_000]}]}}}]
 
 
 def admission(now: datetime) -> list[Doc]:

@@ -6,6 +6,7 @@ batch's counters and its ledger. Everything else is a conditional update of the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, cast
@@ -259,16 +260,31 @@ class Batches:
     async def room(self) -> dict[str, int]:
         """For admission: how many more lines may be admitted now, by the flow of each batch that is not open. 0 says
         that it is closed (being submitted, paused, out of budget, ending); what is not named may have as many as the
-        pools have room for."""
+        pools have room for. Four queries, however many batches there are."""
+        batches = {batch["_id"]: batch for batch in await self.live()}
+        counted = [
+            batch["_id"] for batch in batches.values()
+            if batch["budget_nano_usd"] is not None and batch["status"] == "in_progress" and batch["paused"] is None
+        ]  # fmt: skip
+        under_way: Counter[str] = Counter()
+        if counted:  # one after the other, costs last, as with ``under_way``
+            under_way += await self._count_by_batch({"in_flight": True, "batch.id": {"$in": counted}}, "batch_flight")
+            under_way += await self._count_by_batch({"tally": True, "batch.id": {"$in": counted}}, "tally")
+            found = await self._answer(self._batches.find({"_id": {"$in": counted}}).to_list())
+            batches |= {batch["_id"]: cast("BatchDoc", batch) for batch in found}
         room: dict[str, int] = {}
-        for batch in await self.live():
-            under_way = 0
-            if batch["budget_nano_usd"] is not None and batch["status"] == "in_progress":
-                under_way = await self.under_way(batch["_id"])
-                batch = await self.load(batch["_id"]) or batch  # noqa: PLW2901 - its costs are read last
-            if (left := slots(batch, under_way)) is not None:
-                room[flow(batch["tenant"], batch["_id"])] = left
+        for batch_id, batch in batches.items():
+            if (left := slots(batch, under_way[batch_id])) is not None:
+                room[flow(batch["tenant"], batch_id)] = left
         return room
+
+    async def _count_by_batch(self, condition: Doc, hint: str) -> Counter[str]:
+        grouped = await self._answer(
+            self._runs.aggregate(
+                [{"$match": condition}, {"$group": {"_id": "$batch.id", "runs": {"$sum": 1}}}], hint=hint
+            )
+        )
+        return Counter({one["_id"]: one["runs"] for one in await self._answer(grouped.to_list())})
 
     # -- bringing to an end -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 from agentq.engine.admission import CLASSES, Waiting
 from agentq.protocol import HINT_GRACE, START_STEP, TERMINAL, Pool, Priority
 from agentq.store import documents
-from agentq.store.backlog import Ended, Flying, Limit, routes_of
+from agentq.store.backlog import ACTIVE, Ended, Flying, Limit, routes_of
 from agentq.store.memory import MemoryStore
 from schemas.run import RunDoc
 
@@ -39,6 +39,9 @@ class MemoryBacklog:
         """All that may be admitted, in order of rank and age."""
         found = [run for run in self._store.runs.values() if "backlog" in run and "class" in run["backlog"]]
         return sorted(found, key=lambda run: (run["backlog"]["rank"], run["_id"]))
+
+    async def waits(self, classes: Collection[Priority]) -> bool:
+        return any(run["backlog"].get("class") in classes for run in self._line())
 
     async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
         found: dict[Priority, dict[Pool, list[str]]] = {}
@@ -82,7 +85,7 @@ class MemoryBacklog:
     async def flight(self) -> list[Flying]:
         counts: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
         for run in self._store.runs.values():
-            if run.get("in_flight") and "flow" in run:
+            if run.get("in_flight") and "flow" in run and run["status"] in ACTIVE:
                 count = counts[run["pool"], run["priority"], run["flow"], run["status"] != "queued"]
                 count[0] += 1
                 count[1] += run["cost"]
@@ -112,16 +115,27 @@ class MemoryBacklog:
         for run in due[:limit]:
             if run["conversation"] is None:
                 documents.let_go(run)
-                continue
-            run["backlog"]["hold"] = "turn"
-            name = run["tenant"], run["conversation"]
-            active = self._store.runs.get(self._store.turns.get(name) or "")
-            if self._store.next_turn(*name) == run["_id"] and (active is None or active["status"] in TERMINAL):
-                self._store.turns[name] = run["_id"]
-                documents.let_go(run)
             else:
+                run["backlog"]["hold"] = "turn"
+        turns = [run for run in due[:limit] if run["conversation"] is not None]
+        for tenant, conversation in {(run["tenant"], run["conversation"] or "") for run in turns}:
+            self._release_turn(tenant, conversation)
+        for run in turns:
+            if "hold" in run.get("backlog", {}):
                 run["backlog"]["at"] = self.now() + timedelta(seconds=1)
         return len(due[:limit])
+
+    def _release_turn(self, tenant: str, conversation: str) -> None:
+        name = tenant, conversation
+        following = self._store.next_turn(*name)
+        active = self._store.runs.get(self._store.turns.get(name) or "")
+        if active is not None and active.get("backlog", {}).get("hold") == "turn":
+            following = active["_id"]
+        elif active is not None and active["status"] not in TERMINAL:
+            return
+        if following is not None:
+            self._store.turns[name] = following
+            documents.let_go(self._store.runs[following])
 
     async def limits(self) -> dict[str, Limit]:
         return dict(self.known_limits)

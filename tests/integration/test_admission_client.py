@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from agentq.client import Client
+from agentq.client import Client, Handle
 from agentq.engine import advance
 from agentq.engine.audit import check
 from agentq.engine.commit import plan
-from agentq.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, QueueFull
+from agentq.engine.repair import pause
+from agentq.errors import (
+    AgentqError,
+    Conflict,
+    IdempotencyConflict,
+    InvalidRequest,
+    NotFound,
+    QueueFull,
+    Unavailable,
+)
 from agentq.protocol import Request
 from agentq.runtime.runtime import finish
 from agentq.schedule import next_time
 from agentq.store.limits import Limits
 from agentq.store.mongo import MongoStore
+from agentq.turns import Turns
 from schemas.run import RUN, RunDoc
 from tests.unit.runtime.world import Shop, make_bundle
 
@@ -283,3 +295,195 @@ async def test_limits_change_with_their_event_and_any_edit_of_the_chain_shows(st
     assert (await limits.history())[1]
     await log.delete_one({"_id": "limits:000004"})
     assert len((await limits.history())[1]) > 1
+
+
+async def test_a_repeated_request_is_known_before_the_policy_of_its_conversation_acts(
+    client: Client, store: MongoStore
+) -> None:
+    """Interrupting does not cancel the request's own run, rejecting does not refuse it because of itself."""
+    for policy in ("interrupt", "reject", "enqueue"):
+        request = {"input": "x", "conversation": policy, "conversation_policy": policy, "idempotency_key": policy}
+        first = client.submit(**request)
+        assert client.submit(**request).run_id == first.run_id
+        (again,) = client.submit_many([request])
+        assert isinstance(again, Handle)
+        assert again.run_id == first.run_id
+        assert (await load(store, first.run_id))["cancel"] is None
+        with pytest.raises(IdempotencyConflict):
+            client.submit(**{**request, "input": "y"})
+    conversations = store._db["conversations"]
+    assert [doc["turns"] async for doc in conversations.find({}, {"turns": 1})] == [1, 1, 1], "no turn was taken"
+
+
+async def test_of_two_at_once_with_one_key_the_later_does_not_interrupt_itself(
+    client: Client, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first was stored only after the second had looked for it."""
+    known = Turns.known
+    for policy in ("interrupt", "reject"):
+        request = {"input": "x", "conversation": policy, "conversation_policy": policy, "idempotency_key": policy}
+        first = client.submit(**request)
+        looks: list[str] = []
+
+        def later(self: Turns, asked: Request, looks: list[str] = looks) -> Any:
+            looks.append("look")
+            return None if len(looks) == 1 else known(self, asked)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Turns, "known", later)
+            assert client.submit(**request).run_id == first.run_id
+        assert (await load(store, first.run_id))["cancel"] is None
+
+
+async def test_a_repeated_request_is_known_when_the_queue_is_full(client: Client, store: MongoStore) -> None:
+    await gate(store, lines={"t": 1}, waiting=["standard"])
+    first = client.submit("x", tenant="t", idempotency_key="k")
+    with pytest.raises(QueueFull):
+        client.submit("x", tenant="t", idempotency_key="other")
+    assert client.submit("x", tenant="t", idempotency_key="k").run_id == first.run_id
+
+
+async def test_a_plain_request_is_not_looked_up_first(
+    client: Client, store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key is looked at by the unique index alone: the usual way costs no extra read."""
+
+    def looks(self: Turns, request: Request) -> None:
+        raise AssertionError("looked up")
+
+    await gate(store, lines={"t": 1})
+    monkeypatch.setattr(Turns, "known", looks)
+    client.submit("x", idempotency_key="k")
+    client.submit("x", conversation="c")
+
+
+async def test_a_repeated_merge_that_made_its_own_run_is_not_appended_to_it(client: Client, store: MongoStore) -> None:
+    client.submit("one", conversation="c")
+    request = {"input": "two", "conversation": "c", "conversation_policy": "merge", "idempotency_key": "k"}
+    runs = [client.submit(**request) for _ in range(2)]
+    assert runs[0].run_id == runs[1].run_id
+    assert (await load(store, runs[0].run_id))["input"] == "two"
+
+
+async def test_a_late_repetition_does_not_replace_what_came_after_it(client: Client, store: MongoStore) -> None:
+    bodies = [{"input": f"edit {n}", "debounce_key": "doc", "debounce_s": 30.0, "idempotency_key": f"k{n}"}
+              for n in range(3)]  # fmt: skip
+    runs = [client.submit(**body).run_id for body in [*bodies, bodies[0], bodies[1]]]
+    assert len({*runs}) == 1
+    assert (await load(store, runs[0]))["input"] == "edit 2"
+
+
+def at_the_same_time(request: dict[str, Any], client: Client) -> list[str]:
+    with ThreadPoolExecutor(8) as pool:
+        return [run.run_id for run in pool.map(lambda _: client.submit(**request), range(8))]
+
+
+async def test_of_merges_at_once_with_one_key_one_is_appended(client: Client, store: MongoStore) -> None:
+    client.submit("one", conversation="c")
+    second = client.submit("two", conversation="c")
+    request = {"input": "three", "conversation": "c", "conversation_policy": "merge", "idempotency_key": "k"}
+    runs = await asyncio.to_thread(at_the_same_time, request, client)
+    assert {*runs} == {second.run_id}
+    assert (await load(store, second.run_id))["input"] == "two\n\nthree"
+
+
+async def test_a_merge_joins_a_turn_that_may_go_but_has_not_been_let_in(client: Client, store: MongoStore) -> None:
+    """And never one that is to wait for its time."""
+    await gate(store, waiting=["standard"])
+    first = client.submit("one", conversation="c")
+    client.submit("later", conversation="c", delay_s=600.0)
+    merged = client.submit("two", conversation="c", conversation_policy="merge")
+    assert merged.run_id == first.run_id
+    assert (await load(store, first.run_id))["input"] == "one\n\ntwo"
+
+
+async def test_what_the_client_looks_for_is_found_by_an_index(client: Client, store: MongoStore) -> None:
+    """However long a conversation is, and however much of others waits."""
+    await gate(store, waiting=["standard"], lines={"a": 100, "a|small": 100})
+    for number in range(30):
+        client.submit("x", tenant="b", key=f"k{number}")
+        client.submit("x", tenant="a.b", debounce_key=f"k{number}", debounce_s=600.0)
+    runs = [client.submit("x", conversation="c") for _ in range(20)]
+    for run in runs:
+        await end(store, run.run_id)
+    await store._db.command({"profile": 2, "filter": {"op": {"$in": ["query", "command"]}}})
+    asked = {"tenant": "a", "idempotency_key": "k", "key": "small"}
+    client.submit("x", debounce_key="d", **asked)
+    client.submit("x", conversation="c", conversation_policy="merge", idempotency_key="k")
+    await store._db.command({"profile": 0})
+    seen = [
+        doc async for doc in store._db["system.profile"].find({"ns": {"$regex": "runs$"}, "appName": "agentq-client"})
+    ]
+    assert len(seen) >= 6
+    assert [doc["command"] for doc in seen if doc.get("keysExamined", 0) > 25 or doc.get("docsExamined", 0) > 1] == []
+    assert not any("COLLSCAN" in doc.get("planSummary", "") for doc in seen)
+
+
+async def test_turns_and_times_that_wait_count_in_the_queue_limit(client: Client, store: MongoStore) -> None:
+    await gate(store, lines={"t": 3})
+    client.submit("x", tenant="t", conversation="c")
+    client.submit("x", tenant="t", conversation="c")
+    client.submit("x", tenant="t", delay_s=60.0, key="small")
+    client.submit("x", tenant="t", priority="batch", key="large")
+    client.submit("x", tenant="t.b", delay_s=60.0)
+    await gate(store, lines={"t": 3})
+    client._connect().gate._read = -1.0  # a second later
+    with pytest.raises(QueueFull):
+        client.submit("x", tenant="t")
+
+
+async def test_a_paused_run_is_replaced_too(client: Client, store: MongoStore) -> None:
+    first = client.submit("x", debounce_key="doc", debounce_s=30.0)
+    run = await load(store, first.run_id)
+    await store.commit(plan(run, pause(run, "", "ann", store.now()), now=store.now()))
+    assert client.submit("y", debounce_key="doc", debounce_s=30.0).run_id == first.run_id
+    run = await load(store, first.run_id)
+    assert (run["input"], run["status"]) == ("y", "paused")
+
+
+async def test_a_request_that_can_neither_join_nor_be_stored_is_refused_in_the_end(
+    client: Client, store: MongoStore
+) -> None:
+    first = client.submit("x", debounce_key="doc", debounce_s=30.0)
+    await store.runs.update_one({"_id": first.run_id}, {"$set": {"status": "waiting"}})  # as no run of today is
+    with pytest.raises(Unavailable) as caught:
+        client.submit("y", debounce_key="doc", debounce_s=30.0)
+    assert caught.value.code == "contended"
+
+
+async def test_a_debounced_request_does_not_change_what_the_waiting_one_is(client: Client, store: MongoStore) -> None:
+    """Its workflow, class, key and budget stay; its deadline is that of the newest."""
+    second = BUNDLE.workflow.model_copy(update={"name": "second"})
+    await store.register([BUNDLE.model_copy(update={"workflow": second})])
+    first = client.submit("x", debounce_key="doc", debounce_s=30.0)
+    for other in ({"workflow": "second"}, {"priority": "batch"}, {"key": "k"}, {"budget_usd": 0.5}):
+        with pytest.raises(Conflict) as caught:
+            client.submit("y", debounce_key="doc", debounce_s=30.0, **other)
+        assert caught.value.code == "debounce_differs"
+        assert caught.value.details["run_id"] == first.run_id
+    assert (await load(store, first.run_id))["input"] == "x"
+    client.submit("z", debounce_key="doc", debounce_s=30.0, deadline_s=60.0)
+    run = await load(store, first.run_id)
+    assert abs(run["deadline_at"] - store.now() - timedelta(seconds=90)) < timedelta(seconds=5)
+    assert run["next_due"] == run["deadline_at"]
+
+
+def test_what_is_refused_is_told_without_the_callers_words(client: Client) -> None:
+    """A conversation or a key may be a mail address, and a message goes to logs."""
+    client.submit("x", conversation="ann@example.com", idempotency_key="mail-of-ann@example.com")
+    for changed in ({"conversation_policy": "reject"}, {"idempotency_key": "mail-of-ann@example.com"}):
+        with pytest.raises(AgentqError) as caught:
+            client.submit("y", conversation="ann@example.com", **changed)
+        assert "ann" not in f"{caught.value} {caught.value.as_dict()}"
+
+
+async def test_a_conversation_without_overlap_passes_its_turn_with_one_write(client: Client, store: MongoStore) -> None:
+    """And looks for the next turn as soon as one has ever had to wait."""
+    first = client.submit("x", conversation="c")
+    await store._db.command({"profile": 2, "filter": {"appName": "agentq"}})
+    run = await load(store, first.run_id)
+    await store.pass_turn(run)
+    await store._db.command({"profile": 0})
+    ours = {"ns": {"$regex": "(runs|conversations)$"}, "op": {"$in": ["query", "update"]}}
+    seen = [(doc["op"], doc["ns"].split(".")[1]) async for doc in store._db["system.profile"].find(ours)]
+    assert seen == [("query", "runs"), ("update", "conversations")], "the first is ours, from loading the run"
