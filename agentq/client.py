@@ -26,7 +26,6 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, cast
 
-from pymongo import ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import (
     BulkWriteError,
@@ -72,6 +71,7 @@ Doc = dict[str, Any]
 WORKFLOW_CACHE_S = 5.0  # how long a client may go on pinning new runs to the version it knows
 HINTS_A_MESSAGE = 64
 DUPLICATE_KEY = 11000
+ROUNDS = 10  # how often a request is tried that finds another in its way, and that gone when it wants to join it
 _NOT_ALLOWED = (13, 18)  # MongoDB: unauthorized, authentication failed
 
 
@@ -235,9 +235,9 @@ class Client:
 
         Raises ``InvalidRequest`` (see ``agentq.protocol.parse_request`` for its codes), ``UnknownWorkflow``,
         ``IdempotencyConflict`` (the key is known with another body), ``Conflict`` (code ``conversation_busy``: the
-        policy is ``reject``), ``QueueFull`` (too many requests of the tenant wait; it says when to come back),
-        ``Unavailable`` (MongoDB does not answer: it is unknown whether the request was stored; repeat with the same
-        idempotency key).
+        policy is ``reject``; ``debounce_differs``: the waiting run has another workflow, class, key or budget),
+        ``QueueFull`` (too many requests of the tenant wait; it says when to come back), ``Unavailable`` (MongoDB does
+        not answer: it is unknown whether the request was stored; repeat with the same idempotency key).
         """
         body = {
             "input": input, "workflow": workflow, "tenant": tenant, "user": user, "conversation": conversation,
@@ -251,22 +251,28 @@ class Client:
 
     def accept(self, request: Request, reply: Reply | None = None) -> Handle:
         """``submit`` for a request that has been validated; ``reply``: who waits for it in a Celery result backend."""
+        if reply is not None and (request.merges or request.debounce_key or request.singleton_key):
+            raise InvalidRequest(
+                "A request that may join another has no answer of its own.",
+                code="not_for_ask",
+                hint="Use agentq.submit for requests with a debounce or singleton key or the policy merge.",
+            )
         registered = self._workflow(request.workflow)
-        while True:
+        for _ in range(ROUNDS):
             doc = self._born(request, registered, reply)
             if isinstance(doc, Handle):
                 return doc
-            with self._mongo_errors():
-                try:
-                    self._db()["runs"].insert_one(cast("Doc", doc))
-                    break
-                except DuplicateKeyError as error:
-                    duplicate = _duplicate(error.details)
+            if (duplicate := self._store(doc)) is None:
+                if doc["in_flight"]:
+                    self._publish({registered["start_pool"]: [Hint(doc["_id"], START_STEP, 1)]})
+                return Handle(self, doc["_id"], straight=doc["in_flight"])
             if (known := self._instead(duplicate, request, doc)) is not None:
                 return known
-        if doc["in_flight"]:
-            self._publish({registered["start_pool"]: [Hint(doc["_id"], START_STEP, 1)]})
-        return Handle(self, doc["_id"], straight=doc["in_flight"])
+        raise Unavailable(
+            "Another run is in the way of the request, and it could not join it.",
+            code="contended",
+            hint="Submit it again.",
+        )
 
     def submit_many(self, requests: Iterable[Doc], *, chunk: int = 500) -> Iterator[Handle | AgentqError]:
         """Hand in many requests (dicts as for ``parse_request``); yields one handle or one error each, in order.
@@ -311,6 +317,15 @@ class Client:
         self._publish(hints)
         return results
 
+    def _store(self, doc: NewRun) -> str | None:
+        """Store a run; what is not unique about it where it is refused as a duplicate: see ``_duplicate``."""
+        with self._mongo_errors():
+            try:
+                self._db()["runs"].insert_one(cast("Doc", doc))
+            except DuplicateKeyError as error:
+                return _duplicate(error.details)
+        return None
+
     def _insert(self, docs: Sequence[NewRun]) -> dict[int, str]:
         """Store runs with one write. The places of those that were refused as duplicates, and what was not unique
         about them: see ``_duplicate``. Raises ``Unavailable`` where it is unknown what was stored."""
@@ -330,10 +345,17 @@ class Client:
         connected, run_id = self._connect(), new_run_id()
         with self._mongo_errors():
             connected.gate.refresh(self._now())
+            if self._looks_first(request) and (known := self._known(request)) is not None:
+                return known
             connected.gate.check_room(request)
-            if (joined := self._join(request, reply)) is not None:
+            if (joined := self._join(request)) is not None:
                 return joined
-            turn, hold = self._turn(request, run_id)
+            try:
+                turn, hold = self._turn(request, run_id)
+            except Conflict:
+                if (known := self._known(request)) is not None:  # it is busy with this very request
+                    return known
+                raise
         return new_run(
             request,
             registered,
@@ -347,35 +369,36 @@ class Client:
             cost=connected.gate.cost(request),
         )
 
-    def _join(self, request: Request, reply: Reply | None) -> Handle | None:
+    def _looks_first(self, request: Request) -> bool:
+        """Is something done for the request before it is stored, which must not be done for its repetition? In all
+        other cases the unique index finds out, without a read."""
+        meets = request.conversation or request.debounce_key or request.singleton_key
+        return request.idempotency_key is not None and (bool(meets) or self._connect().gate.limited(request))
+
+    def _join(self, request: Request) -> Handle | None:
         """The waiting run that the request becomes a part of, if it wishes so and there is one."""
-        merges = request.conversation is not None and request.conversation_policy == "merge"
-        if reply is not None and (merges or request.debounce_key or request.singleton_key):
-            raise InvalidRequest(
-                "A request that may join another has no answer of its own.",
-                code="not_for_ask",
-                hint="Use agentq.submit for requests with a debounce or singleton key or the policy merge.",
-            )
-        if not merges and request.debounce_key is None:
-            return None
         turns = self._connect().turns
-        if (known := turns.joined(request)) is not None:
-            return self._same(known, request)
-        joined = turns.merge(request) if merges else turns.replace(request)
-        return None if joined is None else Handle(self, joined)
+        if request.merges:
+            joined = turns.merge(request)
+        elif request.debounce_key is not None:
+            joined = turns.replace(request)
+        else:
+            return None
+        return None if joined is None else self._same(joined, request)
 
     def _turn(self, request: Request, run_id: str) -> tuple[int | None, str | None]:
         """The request's turn in its conversation, and what it waits for if another is under way."""
         if request.conversation is None:
             return None, None
+        turns = self._connect().turns
         if starts_at(request, self._now()) > self._now():
-            return self._next_turn(request), "time"
-        turn = self._connect().turns.take(request, run_id)
+            return turns.number(request), "time"
+        turn = turns.take(request, run_id)
         if turn.before is None:
             return turn.number, None
         if request.conversation_policy == "interrupt":
             with suppress(Conflict, NotFound):  # it has ended, or is not there yet
-                self._cancel(turn.before, "interrupted by a newer request")
+                self._cancel(turn.before, "interrupted by a newer request", not_of=request.idempotency_key)
         return turn.number, "turn"
 
     def _instead(self, duplicate: str, request: Request, doc: NewRun) -> Handle | None:
@@ -384,7 +407,7 @@ class Client:
             with self._mongo_errors():
                 self._connect().turns.give_back(doc["tenant"], doc["conversation"], doc["_id"])
         if duplicate == "idempotency_key":
-            return self._known(request)
+            return self._known(request)  # None: it was removed in the meantime
         if duplicate == "singleton":
             with self._mongo_errors():
                 live = self._db()["runs"].find_one(
@@ -467,36 +490,20 @@ class Client:
         connected.workflows[name] = (time.monotonic(), registered)
         return registered
 
-    def _known(self, request: Request) -> Handle:
+    def _known(self, request: Request) -> Handle | None:
         """The run that the idempotency key belongs to, if it was the same request."""
         with self._mongo_errors():
-            doc = self._db()["runs"].find_one(
-                {"tenant": request.tenant, "idempotency_key": request.idempotency_key}, {"fingerprint": 1}
-            )
-        if doc is None:
-            raise Unavailable("The request was stored and removed at the same time.", hint="Submit it again.")
-        return self._same(doc, request)
+            doc = self._connect().turns.known(request)
+        return None if doc is None else self._same(doc, request)
 
     def _same(self, doc: Doc, request: Request) -> Handle:
         if doc["fingerprint"] != request.fingerprint:
             raise IdempotencyConflict(
-                f"The idempotency key {request.idempotency_key!r} belongs to another request (run {doc['_id']}).",
+                f"The idempotency key belongs to another request (run {doc['_id']}).",
                 hint="Use a new key for a new request, or send the same body.",
                 run_id=doc["_id"],
             )
         return Handle(self, doc["_id"])
-
-    def _next_turn(self, request: Request) -> int:
-        """The request's place in its conversation: taken from a counter, so that no concurrency can disorder it."""
-        with self._mongo_errors():
-            doc = self._db()["conversations"].find_one_and_update(
-                {"_id": {"tenant": request.tenant, "conversation": request.conversation}},
-                {"$inc": {"turns": 1}},
-                upsert=True,
-                return_document=ReturnDocument.AFTER,
-            )
-        assert doc is not None  # an upsert that returns the document after it finds one
-        return cast("int", doc["turns"])
 
     def _run(self, run_id: str, fields: Doc) -> Doc:
         with self._mongo_errors():
@@ -505,11 +512,13 @@ class Client:
             raise NotFound(f"There is no run {run_id!r}.", hint="'agentq runs' lists the latest.")
         return doc
 
-    def _cancel(self, run_id: str, reason: str) -> None:
+    def _cancel(self, run_id: str, reason: str, *, not_of: str | None = None) -> None:
+        """``not_of``: an idempotency key whose run is left alone."""
         wish = {"reason": str(reason)[:500], "at": self._now()}
+        spared = {} if not_of is None else {"idempotency_key": {"$ne": not_of}}
         with self._mongo_errors():
             asked = self._db()["runs"].update_one(
-                {"_id": str(run_id), "status": {"$nin": sorted(TERMINAL)}, "cancel": None},
+                {"_id": str(run_id), "status": {"$nin": sorted(TERMINAL)}, "cancel": None, **spared},
                 {
                     "$set": {"cancel": wish, "next_due": self._now()},
                     "$inc": {"rev": 1},

@@ -9,16 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 from pymongo.database import Database
 
 from agentq.errors import QueueFull
-from agentq.protocol import UNKNOWN_COST, Request
+from agentq.protocol import POOLS, UNKNOWN_COST, Priority, Request
 
 Doc = dict[str, Any]
 FRESH_S = 1.0
 STALE = timedelta(seconds=10)
+_IN_LINE: Doc = {"backlog.class": {"$in": [*get_args(Priority)]}, "pool": {"$in": [*POOLS]}}
+_HELD: Doc = {"backlog.hold": {"$in": ["time", "turn"]}}
 DEEPEST = 1_000  # how far a position is counted; behind it, a run is "somewhere behind"
 
 
@@ -64,17 +66,18 @@ class Gate:
             self._room -= 1
             return self._room >= 0
 
+    def limited(self, request: Request) -> bool:
+        """May so much wait already that ``check_room`` refuses the request?"""
+        return not self._doc.get("lines", {}).keys().isdisjoint((request.tenant, request.flow))
+
     def check_room(self, request: Request) -> None:
         """Refuse a request whose tenant (or key) has too many waiting. Raises ``QueueFull``."""
         for name in {request.tenant, request.flow} & self._doc.get("lines", {}).keys():
             most: int = self._doc["lines"][name]
-            field = "flow" if "|" in name else "tenant"
             with self._lock:
                 waiting = self._waiting.get(name)
             if waiting is None:
-                waiting = self._db["runs"].count_documents(
-                    {field: request.flow if "|" in name else name, "backlog.class": {"$exists": True}}, limit=most + 1
-                )
+                waiting = self._count(name, most)
             with self._lock:
                 self._waiting[name] = waiting + 1
             if waiting >= most:
@@ -83,6 +86,18 @@ class Gate:
                     f"{name.replace('|', ', key ')} has {most} requests waiting, which is its limit.",
                     retry_after_s=round(min(60.0, max(1.0, wait_s)), 1),
                 )
+
+    def _count(self, name: str, most: int) -> int:
+        """How many runs of a flow wait, of a tenant with all its keys: in a line, for their time or for their turn.
+        By indexes alone, and no further than to one more than ``most``."""
+        flows: list[Any] = [name] if "|" in name else [name, {"$gte": f"{name}|", "$lt": f"{name}}}"}]
+        waiting = 0
+        for where in (_IN_LINE, _HELD):
+            for flow in flows:
+                if waiting <= most:
+                    found = {**where, "flow": flow}
+                    waiting += self._db["runs"].count_documents(found, limit=most + 1 - waiting)
+        return waiting
 
     def place(self, run: Doc, now: datetime) -> tuple[int | None, float | None]:
         """Where a run stands and when it may start: runs before it in its own line (None: more than ``DEEPEST``),

@@ -202,6 +202,11 @@ class Request(BaseModel):
         return told
 
     @property
+    def merges(self) -> bool:
+        """Does it join the next turn of its conversation that still waits?"""
+        return self.conversation is not None and self.conversation_policy == "merge"
+
+    @property
     def flow(self) -> str:
         """In whose line the run waits: the tenant's, or that of one key of it."""
         return self.tenant if self.key is None else f"{self.tenant}|{self.key}"
@@ -567,12 +572,11 @@ def new_run(
     if request.notify:
         doc["notify"] = request.notify
     start = starts_at(request, now)
-    ends = [moment for moment in (request.expires_at, _after(start, request.deadline_s)) if moment is not None]
     if waits or hold is not None or start > now:
-        doc["deadline_at"] = min(ends, default=start + BACKLOG_LIFE)
+        doc["deadline_at"] = ends_at(request, start, start + BACKLOG_LIFE)
         _put_in_backlog(doc, request, start, hold if start <= now else "time", workflow["max_wall_s"])
     else:
-        doc["deadline_at"] = min([doc["deadline_at"], *ends])
+        doc["deadline_at"] = min(doc["deadline_at"], ends_at(request, start, doc["deadline_at"]))
     return doc
 
 
@@ -588,8 +592,10 @@ def starts_at(request: Request, now: datetime) -> datetime:
     return max(now, request.at or now)
 
 
-def _after(start: datetime, seconds: float | None) -> datetime | None:
-    return None if seconds is None else start + timedelta(seconds=seconds)
+def ends_at(request: Request, start: datetime, default: datetime) -> datetime:
+    """By when a run that may start at ``start`` must have ended, as far as the request says so."""
+    after = None if request.deadline_s is None else start + timedelta(seconds=request.deadline_s)
+    return min((moment for moment in (request.expires_at, after) if moment is not None), default=default)
 
 
 def _put_in_backlog(doc: NewRun, request: Request, start: datetime, hold: str | None, wall_s: float) -> None:

@@ -14,12 +14,13 @@ from pymongo import ReturnDocument
 from pymongo.database import Database
 
 from agentq.errors import Conflict
-from agentq.protocol import MAX_INPUT_BYTES, TERMINAL, Request, chain, starts_at
+from agentq.protocol import BACKLOG_LIFE, MAX_INPUT_BYTES, TERMINAL, Request, chain, ends_at, starts_at
 
 Doc = dict[str, Any]
 GHOST = timedelta(seconds=30)  # a place that belongs to a run which was never stored is free after that
 DEBOUNCES = 10  # how many times ``debounce_s`` a run may be put off in all
-_LIVES = {"status": "queued", "cancel": None, "backlog": {"$exists": True}}
+ROUNDS = 10  # how often a change is tried on a run that others change at the same time
+_LIVES: Doc = {"status": {"$in": ["queued", "paused"]}, "cancel": None, "backlog": {"$exists": True}}
 
 
 class Turn(NamedTuple):
@@ -42,7 +43,7 @@ class Turns:
 
         Raises ``Conflict`` (code ``conversation_busy``) where it is not and the request's policy is ``reject``.
         """
-        name = {"tenant": request.tenant, "conversation": request.conversation}
+        name = _conversation(request)
         free = {"$eq": [{"$ifNull": ["$active", None]}, None]}
         doc = self._conversations.find_one_and_update(
             {"_id": name},
@@ -50,6 +51,7 @@ class Turns:
                 "turns": {"$add": [{"$ifNull": ["$turns", 0]}, 1]},
                 "since": {"$cond": [free, self._now(), {"$ifNull": ["$since", self._now()]}]},
                 "active": {"$cond": [free, run_id, "$active"]},
+                "alone": {"$and": [free, {"$ifNull": ["$alone", {"$eq": [{"$ifNull": ["$turns", 0]}, 0]}]}]},
             }}],
             upsert=True,
             return_document=ReturnDocument.AFTER,
@@ -60,7 +62,7 @@ class Turns:
             return Turn(doc["turns"], None)
         if request.conversation_policy == "reject":
             raise Conflict(
-                f"A run of the conversation {request.conversation!r} is under way ({active}).",
+                f"A run of this conversation is under way ({active}).",
                 code="conversation_busy",
                 hint="Wait for it, or use the conversation policy enqueue, merge or interrupt.",
                 run_id=active,
@@ -84,55 +86,94 @@ class Turns:
         name = {"tenant": tenant, "conversation": conversation}
         self._conversations.update_one({"_id": name, "active": run_id}, {"$set": {"active": None}})
 
-    def joined(self, request: Request) -> Doc | None:
-        """The run that a request with this idempotency key joined or replaced: ``{_id, fingerprint}``."""
+    def number(self, request: Request) -> int:
+        """The next turn of the request's conversation, without its place: the request is for later."""
+        doc = self._conversations.find_one_and_update(
+            {"_id": _conversation(request)},
+            {"$inc": {"turns": 1}, "$set": {"alone": False}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        assert doc is not None  # an upsert that returns the document after it finds one
+        return int(doc["turns"])
+
+    def known(self, request: Request) -> Doc | None:
+        """The run that was made for the request's idempotency key, or that took its request in: ``{_id, fingerprint}``
+        with the fingerprint of that request."""
         if request.idempotency_key is None:
             return None
-        where = {"tenant": request.tenant, "merged.idempotency_key": request.idempotency_key}
-        doc = self._runs.find_one(where, {"merged": 1})
-        if doc is None:
-            return None
-        same = [one for one in doc["merged"] if one.get("idempotency_key") == request.idempotency_key]
-        return {"_id": doc["_id"], "fingerprint": same[0]["fingerprint"]}
+        # Both conditions repeat what their index is limited to: else MongoDB reads the whole collection instead.
+        made = {"tenant": request.tenant, "idempotency_key": {"$eq": request.idempotency_key, "$type": "string"}}
+        took = {
+            "tenant": request.tenant,
+            "merged.idempotency_key": request.idempotency_key,
+            "merged": {"$exists": True},
+        }
+        doc = self._runs.find_one(made, _OWNS)
+        if doc is None and (request.merges or request.debounce_key is not None):
+            doc = self._runs.find_one(took, _OWNS)
+        return None if doc is None else _owned(doc, request)
 
-    def merge(self, request: Request) -> str | None:
+    def merge(self, request: Request) -> Doc | None:
         """Append the request's input to the newest turn of its conversation that still waits; None if none does, or
-        the two are too long together."""
+        the two are too long together. Gives what ``known`` gives from then on."""
 
         def joins(doc: Doc) -> Doc | None:
             both = f"{doc['input']}\n\n{request.input}"
             return None if len(both.encode()) > MAX_INPUT_BYTES else {"input": both}
 
-        where = {"tenant": request.tenant, "conversation": request.conversation}
-        return self._amend(where, request, "run.merged", joins)
+        return self._amend(lambda: self._waiting_turn(request), request, "run.merged", joins)
 
-    def replace(self, request: Request) -> str | None:
-        """Put the request in the place of one with the same debounce key that still waits; None if none does.
+    def _waiting_turn(self, request: Request) -> Doc | None:
+        """The last to go of those that wait for their turn, else the one whose turn it is while it waits in a line."""
+        name = _conversation(request)
+        last = self._runs.find_one(
+            {**name, "backlog.hold": "turn", **_LIVES}, sort=[("backlog.front", 1), ("turn", -1)]
+        )
+        if last is not None:
+            return last
+        active = (self._conversations.find_one({"_id": name}) or {}).get("active")
+        return None if active is None else self._runs.find_one({"_id": active, **_LIVES})
 
-        The time until it may go begins anew, but it is put off ``DEBOUNCES`` times as long at the most.
+    def replace(self, request: Request) -> Doc | None:
+        """Put the request in the place of one with the same debounce key that still waits; None if none does. Gives
+        what ``known`` gives from then on.
+
+        The time until it may go begins anew, but it is put off ``DEBOUNCES`` times as long at the most. Raises
+        ``Conflict`` (code ``debounce_differs``) where it would have another workflow, class, key or budget.
         """
 
         def replaces(doc: Doc) -> Doc | None:
-            at = starts_at(request, self._now())
-            last = doc["created_at"] + (at - self._now()) * DEBOUNCES
+            _check_same(doc, request)
+            now = self._now()
+            at = starts_at(request, now)
+            at = min(at, doc["created_at"] + (at - now) * DEBOUNCES)
+            ends = ends_at(request, at, at + BACKLOG_LIFE)
             backlog = {name: value for name, value in doc["backlog"].items() if name != "class"}
             return {
                 "input": request.input,
                 "metadata": request.metadata,
                 "user": request.user,
                 "notify": request.notify,
-                "backlog": {**backlog, "hold": "time", "at": min(at, last), "rank": 9 - request.urgency},
+                "deadline_at": ends,
+                "next_due": ends if doc["status"] == "queued" else min(doc["next_due"], ends),
+                "backlog": {**backlog, "hold": "time", "at": at, "rank": 9 - request.urgency},
             }
 
-        where = {"tenant": request.tenant, "backlog.debounce": request.debounce_key}
-        return self._amend(where, request, "run.replaced", replaces)
+        where = {"tenant": request.tenant, "backlog.debounce": request.debounce_key, **_LIVES}
+        return self._amend(lambda: self._runs.find_one(where), request, "run.replaced", replaces)
 
-    def _amend(self, where: Doc, request: Request, what: str, change: Callable[[Doc], Doc | None]) -> str | None:
-        """Change a run that waits, with an event in its chain; by its ``rev``, so never one that was just admitted."""
-        while True:
-            doc = self._runs.find_one({**where, **_LIVES}, sort=[("turn", -1)])
-            changed = None if doc is None else change(doc)
-            if doc is None or changed is None:
+    def _amend(
+        self, find: Callable[[], Doc | None], request: Request, what: str, change: Callable[[Doc], Doc | None]
+    ) -> Doc | None:
+        """Change a run that waits, with an event in its chain; by its ``rev``, so never one that was just admitted,
+        and never twice for one idempotency key. None as well where others change it all the time."""
+        for _ in range(ROUNDS):
+            if (doc := find()) is None:
+                return None
+            if (owned := _owned(doc, request)) is not None:
+                return owned
+            if (changed := change(doc)) is None:
                 return None
             told = {"type": what, "at_ms": int(self._now().timestamp() * 1000), "step": None,
                     "data": {"fingerprint": request.fingerprint}}  # fmt: skip
@@ -146,4 +187,38 @@ class Turns:
                 "$inc": {"rev": 1},
             }
             if self._runs.update_one({"_id": doc["_id"], "rev": doc["rev"], **_LIVES}, update).matched_count:
-                return str(doc["_id"])
+                return {"_id": doc["_id"], "fingerprint": request.fingerprint}
+        return None
+
+
+_OWNS = {"fingerprint": 1, "idempotency_key": 1, "merged": 1}
+
+
+def _owned(doc: Doc, request: Request) -> Doc | None:
+    """Which request with this idempotency key is a part of a run: ``{_id, fingerprint}``, None if none is."""
+    if request.idempotency_key is not None:
+        for one in (doc, *doc.get("merged", [])):
+            if one.get("idempotency_key") == request.idempotency_key:
+                return {"_id": doc["_id"], "fingerprint": one["fingerprint"]}
+    return None
+
+
+def _conversation(request: Request) -> Doc:
+    return {"tenant": request.tenant, "conversation": request.conversation}
+
+
+def _check_same(doc: Doc, request: Request) -> None:
+    budget = None if request.budget_usd is None else round(request.budget_usd * 1e9)
+    had_and_wants = {
+        "workflow": (doc["workflow"]["name"], request.workflow),
+        "priority": (doc["priority"], request.priority),
+        "key": (doc["flow"], request.flow),
+        "budget_usd": (doc["budget_nano_usd"], budget),
+    }
+    if differs := [name for name, (had, wants) in had_and_wants.items() if had != wants]:
+        raise Conflict(
+            f"A run with this debounce key waits ({doc['_id']}); the request differs in {' and '.join(differs)}.",
+            code="debounce_differs",
+            hint="Send the same workflow, priority, key and budget, or use another debounce key.",
+            run_id=doc["_id"],
+        )

@@ -30,6 +30,7 @@ from schemas.chat import Message
 from schemas.run import Quarantine, Result, RunDoc, State, Step, Usage
 
 MAX_BACKOFF_S = 60.0
+MAX_APART_S = 16.0
 
 
 def enter_run(bundle: Bundle, run: RunDoc, step_id: str, history: list[Message], at_ms: int) -> RunDoc:
@@ -227,12 +228,12 @@ def apart_s(run_id: str, step_id: str, tried: int) -> float:
 
     The first time not at all. A step that is lost again may be what kills its workers, or only have been beside what
     does; started at the same time in the same process they would die together until both are used up. So they part:
-    each waits somewhere between nothing and 4 s, then 8, 16 and so on, fixed by run, step and try.
+    each waits somewhere between nothing and 4 s, then 8, from then on 16, fixed by run, step and try.
     """
     if tried < 2:
         return 0.0
     spread = hashlib.sha256(f"{run_id}:{step_id}:apart:{tried}".encode()).digest()[0] / 255
-    return min(MAX_BACKOFF_S, 2.0**tried) * spread
+    return min(MAX_APART_S, 2.0**tried) * spread
 
 
 def quarantine(run: RunDoc, step_id: str, code: str, message: str, at_ms: int) -> Decision:

@@ -35,6 +35,11 @@ BACKLOG_INDEXES = [
     ),
     IndexModel([("backlog.at", ASCENDING)], name="held", partialFilterExpression={"backlog.hold": {"$exists": True}}),
     IndexModel(
+        [("backlog.hold", ASCENDING), ("flow", ASCENDING)],
+        name="held_flow",
+        partialFilterExpression={"backlog.hold": {"$exists": True}},
+    ),
+    IndexModel(
         [("tenant", ASCENDING), ("conversation", ASCENDING), ("backlog.front", DESCENDING), ("turn", ASCENDING)],
         name="next_turn",
         partialFilterExpression={"backlog.hold": "turn"},

@@ -190,11 +190,16 @@ def audit_event(doc: Doc) -> Event:
     return cast("Event", {name: value for name, value in doc.items() if name != "_id"})
 
 
+def of_conversation(tenant: str, conversation: str | None) -> Doc:
+    """The runs of a conversation. The condition repeats what the index ``turns`` is limited to: else MongoDB does not
+    use it and reads the whole collection."""
+    return {"tenant": tenant, "conversation": {"$eq": conversation, "$type": "string"}}
+
+
 def earlier_turns(run: RunDoc) -> Doc:
     """The answered turns of the run's conversation before it."""
     return {
-        "tenant": run["tenant"],
-        "conversation": run["conversation"],
+        **of_conversation(run["tenant"], run["conversation"]),
         "turn": {"$lt": run["turn"]},
         "status": "succeeded",
     }

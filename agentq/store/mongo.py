@@ -249,6 +249,9 @@ class MongoStore:
 
     async def pass_turn(self, run: RunDoc) -> None:
         where = {"tenant": run["tenant"], "conversation": run["conversation"]}
+        alone = {"_id": where, "active": run["_id"], "alone": True}  # no turn of it has ever had to wait
+        if (await self._answer(self._turns.update_one(alone, {"$set": {"active": None}}))).matched_count:
+            return
         for holder in (run["_id"], None):  # the second time for one that came between the two writes
             waiting = await self._answer(
                 self.runs.find_one({**where, "backlog.hold": "turn"}, {"_id": 1}, sort=documents.NEXT_TURN)
@@ -370,7 +373,7 @@ class MongoStore:
 
     async def conversation(self, tenant: str, conversation: str) -> list[RunDoc]:
         """The runs of a conversation in the order of their turns."""
-        condition = {"tenant": tenant, "conversation": conversation}
+        condition = documents.of_conversation(tenant, conversation)
         found = self.runs.find(condition, WITHOUT_JOURNAL).sort("turn", ASCENDING)
         return cast("list[RunDoc]", await self._answer(found.to_list()))
 

@@ -237,3 +237,71 @@ async def test_the_admission_fills_the_window_and_keeps_caps_whoever_leads(bench
     assert gate["waiting"] == ["batch"]
     assert gate["room"] == 0
     assert gate["capped"] == ["a", "b"]
+
+
+async def test_waiting_turns_of_busy_conversations_are_put_off_with_few_questions(bench: Bench) -> None:
+    """However many they are: a tenant's long conversations cost the others nothing."""
+    if isinstance(bench.backlog, MemoryBacklog):
+        pytest.skip("memory asks nobody")
+    for conversation in ("c", "d", "e"):
+        await bench.born(f"{conversation}001", conversation=conversation, turn=1, hold="turn")
+    assert await bench.backlog.release(10) == 3
+    for conversation in ("c", "d", "e"):
+        for turn in range(2, 42):
+            await bench.born(f"{conversation}{turn:03d}", conversation=conversation, turn=turn, hold="turn")
+    asked, answer = 0, bench.backlog._answer
+
+    async def count(question: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await answer(question)
+
+    bench.backlog._answer = count
+    assert await bench.backlog.release(500) == 120
+    assert asked <= 5
+    run = await bench.run("d041")
+    assert run["backlog"]["at"] >= run["created_at"] + timedelta(seconds=1), "they are put off"
+    assert len(await bench.backlog.heads("standard", "router", "default", 500)) == 3
+
+
+async def test_turns_of_many_conversations_are_let_go_together(bench: Bench) -> None:
+    for conversation in range(30):
+        for turn in (1, 2):
+            await bench.born(f"r{conversation:02d}-{turn}", conversation=f"c{conversation}", turn=turn, hold="turn")
+    assert await bench.backlog.release(500) == 60
+    heads = await bench.backlog.heads("standard", "router", "default", 500)
+    assert [head.run_id for head in heads] == [f"r{conversation:02d}-1" for conversation in range(30)]
+
+
+async def test_a_turn_that_got_the_place_in_a_crash_goes_though_another_came_before_it(bench: Bench) -> None:
+    """The place was written, letting it go was not."""
+    await bench.born("r1", conversation="c", turn=1, hold="turn")
+    await bench.backlog.release(10)
+    await bench.born("r2", conversation="c", turn=2, hold="turn")
+    await bench.born("r3", conversation="c", turn=3, hold="turn", conversation_policy="interrupt")
+    if isinstance(bench.store, MemoryStore):
+        bench.store.turns["default", "c"] = "r2"
+    else:
+        await bench.backlog._conversations.update_one({"active": "r1"}, {"$set": {"active": "r2"}})
+    await bench.backlog.release(10)
+    heads = await bench.backlog.heads("standard", "router", "default", 10)
+    assert [head.run_id for head in heads] == ["r1", "r2"]
+
+
+async def test_a_run_in_flight_that_rests_is_not_counted_and_not_forgotten(bench: Bench) -> None:
+    for run_id, status in (("r1", "paused"), ("r2", "waiting"), ("r3", "running")):
+        await bench.born(run_id, waits=False)
+        stored: Any = {**await bench.run(run_id), "status": status}
+        if isinstance(bench.store, MemoryStore):
+            bench.store.insert(stored)
+        else:
+            await bench.store.runs.replace_one({"_id": run_id}, stored)
+    assert [(one.taken, one.runs) for one in await bench.backlog.flight()] == [(True, 1)]
+    assert sorted(await bench.backlog.flying()) == ["r1", "r2", "r3"]
+
+
+async def test_it_is_known_of_which_classes_something_waits(bench: Bench) -> None:
+    await bench.born("r1", priority="batch")
+    assert await bench.backlog.waits({"batch", "standard"})
+    assert not await bench.backlog.waits({"interactive", "standard"})
+    assert not await bench.backlog.waits(set())

@@ -400,7 +400,8 @@ def test_a_url_that_is_none_is_told_without_its_password() -> None:
 def test_without_mongodb_nothing_is_accepted_and_no_thread_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """The monitors of connections that never came up would pile up with every try."""
     monkeypatch.setattr(
-        "agentq.connection.MongoClient", lambda url, **more: MongoClient(url, **{**more, "serverSelectionTimeoutMS": 200})
+        "agentq.connection.MongoClient",
+        lambda url, **more: MongoClient(url, **{**more, "serverSelectionTimeoutMS": 200}),
     )
     before = threading.active_count()
     client = Client("mongodb://127.0.0.1:1/?directConnection=true")

@@ -68,8 +68,8 @@ def test_the_request_and_the_protocol() -> None:
     assert defined(agentq.protocol) == sorted(
         [
             "ASK_TASK", "AuditHead", "BACKLOG_LIFE", "Backlog", "ConversationPolicy", "DEBOUNCE_S", "LEAST_COST",
-            "Moment", "UNKNOWN_COST", "starts_at", "Event", "FollowUp", "Notify", "Webhook", "HINT_GRACE", "Hint",
-            "INTAKE_QUEUE", "MAX_DEPTH", "MAX_INPUT_BYTES",
+            "Moment", "UNKNOWN_COST", "ends_at", "starts_at", "Event", "FollowUp", "Notify", "Webhook", "HINT_GRACE",
+            "Hint", "INTAKE_QUEUE", "MAX_DEPTH", "MAX_INPUT_BYTES",
             "MAX_METADATA_BYTES", "NewEvent", "NewRun", "POOLS", "Pool", "Priority", "RUN_FORMAT", "Registered",
             "Reply", "Request", "RunStatus", "START_STEP", "SUBMIT_TASK", "TERMINAL", "canonical_json", "chain",
             "event_hash", "genesis", "hint_message", "new_run", "new_run_id", "open_step", "parse_request",

@@ -6,7 +6,7 @@ from typing import Any
 
 from agentq.protocol import Request, new_run, new_run_id
 from agentq.runtime.admission import Admission
-from schemas.batch import BatchDoc
+from schemas.batch import BatchDoc, flow
 from tests.integration.batch.conftest import BUNDLE, Yard, lines
 
 
@@ -74,3 +74,25 @@ async def test_a_budget_holds_with_the_real_admission(yard: Yard) -> None:
         await yard.keeper.tick()
     stopped = await yard.batch(batch["_id"])
     assert (stopped["cost_nano_usd"], stopped["paused"] and stopped["paused"]["by"]) == (99, "budget")
+
+
+async def test_the_rooms_of_many_budgeted_batches_are_known_by_four_questions(yard: Yard) -> None:
+    batches = [
+        (await yard.submit(lines(12), again=f"b{index}", budget_nano_usd=90 + index)).batch for index in range(6)
+    ]
+    for batch in batches:
+        await yard.end(batch, (await yard.admit(batch, 1)), cost=9)
+    await yard.keeper.tick()
+    under_way = {batch["_id"]: len(await yard.admit(batch, index)) for index, batch in enumerate(batches)}
+    asked, answer = 0, yard.batches._answer
+
+    async def count(question: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await answer(question)
+
+    yard.batches._answer = count
+    room = await yard.batches.room()
+    assert asked <= 6  # an aggregation is two: to begin and to read it
+    left = {batch["_id"]: (90 + index - 9) // 9 - under_way[batch["_id"]] for index, batch in enumerate(batches)}
+    assert room == {flow(batch["tenant"], batch["_id"]): left[batch["_id"]] for batch in batches}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from agentq.engine.advance import MAX_BACKOFF_S, apart_s
+from agentq.engine.advance import MAX_APART_S, apart_s
 
 
 def test_the_first_loss_of_a_step_is_made_good_at_once() -> None:
     assert {apart_s(f"r{number}", "s1", 1) for number in range(100)} == {0.0}
 
 
-@pytest.mark.parametrize(("tried", "most_s"), [(2, 4.0), (3, 8.0), (4, 16.0), (9, MAX_BACKOFF_S)])
+@pytest.mark.parametrize(("tried", "most_s"), [(2, 4.0), (3, 8.0), (4, 16.0), (9, MAX_APART_S)])
 def test_from_the_second_on_steps_that_died_together_are_spread_over_more_and_more_time(
     tried: int, most_s: float
 ) -> None:

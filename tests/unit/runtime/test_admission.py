@@ -1,0 +1,236 @@
+"""The admission's loop: what is slow holds nobody up, a lost lease stops it, who rests takes no place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from agentq.engine import advance
+from agentq.engine.commit import plan
+from agentq.errors import AgentqError
+from agentq.protocol import LEAST_COST, Request, new_run
+from agentq.runtime.admission import CALM_S, LEASE_MS, Admission
+from agentq.runtime.flights import Flights
+from agentq.store.backlog import Limit
+from agentq.store.memory import MemoryStore
+from agentq.store.memory_backlog import MemoryBacklog
+from tests.unit.runtime.world import Shop, make_bundle
+
+BUNDLE = make_bundle(Shop().toolbox())
+
+
+class Spied(MemoryBacklog):
+    """A backlog that notes what is asked of it, and may do something before it answers."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.store = store
+        self.asked: list[str] = []
+        self.before: dict[str, Callable[[], Awaitable[None]]] = {}
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith("_") or not asyncio.iscoroutinefunction(value) or name == "born":
+            return value
+
+        async def asked(*args: Any) -> Any:
+            self.asked.append(name)
+            if name in self.before:
+                await self.before[name]()
+            return await value(*args)
+
+        return asked
+
+    def born(self, run_id: str, *, waits: bool = True, cost: int = 1_000_000, **fields: Any) -> None:
+        doc = new_run(
+            Request(input="hello", **fields), BUNDLE.registered(), run_id=run_id, now=self.now(), waits=waits, cost=cost
+        )
+        self.store.insert(dict(doc))
+
+    def in_flight(self, run_id: str) -> bool:
+        return bool(self.store.runs[run_id].get("in_flight"))
+
+
+class Desk:
+    """An admission whose time a test sets."""
+
+    def __init__(self, **options: Any) -> None:
+        self.time_s = 100.0
+        self.backlog = Spied(MemoryStore(lambda: datetime.now(UTC)))
+        self.admission = Admission(
+            self.backlog, self.queues, self.publish, name="a", clock=lambda: self.time_s, **options
+        )
+
+    async def queues(self) -> dict[Any, Any]:
+        return {}
+
+    async def publish(self, hints: Any) -> None:
+        """Nobody listens."""
+
+    async def tick(self, passed_s: float = 0.1) -> int:
+        self.time_s += passed_s
+        assert await self.admission._lead()
+        return await self.admission.tick()
+
+    @asynccontextmanager
+    async def running(self) -> Any:
+        running = asyncio.create_task(self.admission.run())
+        yield
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the state is in a document
+            await asyncio.sleep(0.01)
+
+
+async def test_a_sweep_of_turns_that_never_ends_holds_up_nobody() -> None:
+    desk = Desk()
+    desk.backlog.before["release"] = asyncio.Event().wait  # type: ignore[assignment]
+    async with desk.running():
+        await until(lambda: "release" in desk.backlog.asked)
+        desk.backlog.born("r1")
+        await until(lambda: desk.backlog.in_flight("r1"))
+
+
+async def test_recurring_requests_that_are_slow_to_hand_in_hold_up_nobody() -> None:
+    began = asyncio.Event()
+
+    async def hand_in(_: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    desk = Desk(hand_in=hand_in)
+
+    async def due(_: int) -> list[dict[str, Any]]:
+        return [{"_id": "nightly"}]
+
+    desk.backlog.schedules = due  # type: ignore[method-assign, assignment]
+    async with desk.running():
+        await asyncio.wait_for(began.wait(), 20)
+        desk.backlog.born("r1")
+        await until(lambda: desk.backlog.in_flight("r1"))
+
+
+async def test_a_tick_that_takes_long_prolongs_the_lease_before_it_lets_runs_in() -> None:
+    desk = Desk()
+
+    async def slow() -> None:
+        desk.time_s += 0.8 * LEASE_MS / 1000
+
+    desk.backlog.before["heads"] = slow
+    desk.backlog.born("r1")
+    assert await desk.tick() == 1
+    assert desk.backlog.asked.count("lead") == 2
+
+
+async def test_a_leader_that_loses_its_lease_in_a_tick_lets_nobody_in() -> None:
+    """Whether it notices because the time is over or because another has the lease."""
+    for passed_s, other in ((LEASE_MS / 1000 + 1, False), (0.8 * LEASE_MS / 1000, True)):
+        desk = Desk()
+        desk.backlog.born("r1")
+
+        async def slow(desk: Desk = desk, passed_s: float = passed_s, other: bool = other) -> None:
+            desk.time_s += passed_s
+            if other:
+                desk.backlog._leader = "b", datetime.max.replace(tzinfo=UTC)
+
+        desk.backlog.before["heads"] = slow
+        with pytest.raises(AgentqError, match="leads the admission no more"):
+            await desk.tick()
+        assert not desk.backlog.in_flight("r1")
+
+
+async def test_the_lease_is_looked_at_after_the_last_wait_before_the_write() -> None:
+    desk = Desk()
+    desk.backlog.known_limits["default"] = Limit(per_minute=5)
+
+    async def slow() -> None:
+        desk.time_s += LEASE_MS / 1000 + 1
+
+    desk.backlog.before["remember"] = slow
+    desk.backlog.born("r1")
+    with pytest.raises(AgentqError, match="leads the admission no more"):
+        await desk.tick()
+    assert not desk.backlog.in_flight("r1")
+
+
+async def test_what_waits_and_may_not_go_is_looked_at_less_often_and_a_newcomer_at_once() -> None:
+    """A batch that is paused or was left half submitted, and nothing in flight."""
+
+    async def closed() -> dict[str, int]:
+        return {"bulk": 0}
+
+    desk = Desk(room=closed)
+    for index in range(5):
+        desk.backlog.born(f"b{index}", tenant="bulk", priority="batch")
+    await desk.tick()
+    desk.backlog.asked.clear()
+    seconds = 10
+    for _ in range(10 * seconds):
+        assert await desk.tick() == 0
+    assert desk.backlog.asked.count("flight") <= seconds / CALM_S + 1 + seconds  # once a second for the clients
+    assert len(desk.backlog.asked) / seconds < 30
+    await desk.tick()
+    desk.backlog.born("r1", priority="interactive")
+    assert await desk.tick() == 1
+    assert desk.backlog.in_flight("r1")
+
+
+async def test_runs_that_rest_take_no_place_of_those_that_could_go() -> None:
+    """Paused, or waiting for a person: for weeks, perhaps."""
+    desk = Desk(window=4)
+    for index in range(20):
+        desk.backlog.born(f"p{index:02d}", waits=False)
+        desk.backlog.store.runs[f"p{index:02d}"]["status"] = ("paused", "waiting")[index % 2]
+    for index in range(9):
+        desk.backlog.born(f"r{index}")
+    assert await desk.tick() == 4
+    await desk.tick(1.1)
+    gate = await desk.backlog.remembered("gate")
+    assert gate is not None
+    active = sum(desk.backlog.in_flight(f"r{index}") for index in range(9))
+    assert gate["room"] == max(0, desk.admission._windows["router"].size - active)
+
+
+async def test_a_run_dearer_than_the_whole_cap_goes_alone() -> None:
+    desk = Desk()
+    desk.backlog.known_limits["default"] = Limit(spend=1_000)
+    desk.backlog.born("r1", cost=5_000)
+    desk.backlog.born("r2", cost=10)
+    assert await desk.tick() == 1
+    assert desk.backlog.in_flight("r1")
+    assert await desk.tick() == 0
+    await _end(desk.backlog, "r1")
+    assert await desk.tick() == 1
+    assert desk.backlog.in_flight("r2")
+
+
+async def _end(backlog: Spied, run_id: str) -> None:
+    run = await backlog.store.load(run_id)
+    assert run is not None
+    await backlog.store.commit(plan(run, advance.cancel(run, 1), now=backlog.now()))
+
+
+async def test_only_what_was_charged_is_corrected_when_it_ends() -> None:
+    """No credit for a run that went straight to its pool, nor for one that a leader before had let in."""
+    backlog = Spied(MemoryStore(lambda: datetime.now(UTC)))
+    backlog.born("straight", waits=False, cost=900)
+    backlog.born("mine", cost=500)
+    flights = Flights(backlog)
+    await flights.look(1.0)
+    assert await backlog.admit(["mine"]) == {"mine"}
+    flights.admitted("mine", "router", "standard", "default", 500)
+    assert await flights.look(2.0) == []
+    await _end(backlog, "straight")
+    await _end(backlog, "mine")
+    assert [difference for *_, difference in await flights.look(3.0)] == [LEAST_COST - 500]
+    assert flights.rate("router") == 2.0, "both count as ended"
+    assert await flights.look(4.0) == []
