@@ -47,7 +47,7 @@ fault: setup ## Kill workers, scheduler, Redis, RabbitMQ and MongoDB at named po
 
 fault-part: setup ## The part of 'fault' that CI runs: every server and role, one crash point, short campaigns
 	@echo "fault-part: servers, roles and one crash point"
-	@$(PYTEST) tests/fault/test_crashes.py tests/fault/test_proxy.py tests/fault/test_primitives.py \
+	@$(PYTEST) -n $(PROCESSES) tests/fault/test_crashes.py tests/fault/test_proxy.py tests/fault/test_primitives.py \
 		-k "proxy or primitives or specialist or broker or mongod or scheduler or after_effect"
 	@echo "fault-part: a chaos campaign of half a minute on each broker"
 	@$(BIN)/python -m tests.fault.campaign --broker redis --runs 200 --seconds 30

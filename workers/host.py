@@ -181,9 +181,7 @@ class EngineHost:
         engine = self._engine
         if engine is not None and engine.pid == os.getpid():
             engine.loop.call_soon_threadsafe(engine.runtime.drain)
-            engine.loop.call_soon_threadsafe(
-                lambda: engine.loop.call_later(self.settings.drain_s, engine.runtime.cut)
-            )
+            engine.loop.call_soon_threadsafe(lambda: engine.loop.call_later(self.settings.drain_s, engine.runtime.cut))
 
     def stop(self) -> None:
         """After the last task: leases, model connections, tools, publisher, database, in this order."""

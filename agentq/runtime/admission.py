@@ -218,16 +218,18 @@ class Admission:
     async def _tell(self) -> None:
         """What clients go by: may a request go straight to its pool, what may it cost, whose runs are capped."""
         flight = sum(one.runs for one in await self._backlog.flight())
-        size = max([window.size for window in self._windows.values()], default=self._first_window)
+        size = max([self._first_window, *(window.size for window in self._windows.values())])
+        told = self._flights.told()
+        ending = int(sum(told["rates"].values()))  # in the second for which a client goes by this
         await self._backlog.remember(
             "gate",
             {
                 "at": self._backlog.now(),
                 "waiting": sorted(self._waiting),
-                "room": max(0, size - flight),
+                "room": max(0, size - flight) + (0 if self._waiting else ending),
                 "capped": sorted(name for name, limit in self._limits.items() if limit.caps),
                 "lines": {name: limit.waiting for name, limit in self._limits.items() if limit.waiting is not None},
-                **self._flights.told(),
+                **told,
                 "weights": {name: limit.weight for name, limit in self._limits.items()},
                 "active": {p: len({key[2] for key in self._heads if key[0] == p}) for p in self._waiting},
             },
@@ -336,8 +338,10 @@ class Admission:
     # -- the heads of the lines -------------------------------------------------------------------------------------
 
     def _keep_heads(self, flows: set[tuple[Priority, Pool, str]]) -> None:
+        """Keep what is fresh. Of a line whose known runs are used up and that still waits, others have come since."""
         now = self._clock()
-        kept = {key: heads for key in flows if (heads := self._heads.get(key)) and now - heads.since < HEADS_FRESH_S}
+        fresh = {key: heads for key, heads in self._heads.items() if now - heads.since < HEADS_FRESH_S}
+        kept = {key: fresh[key] for key in flows & fresh.keys() if fresh[key].runs}
         self._heads = {key: kept.get(key) or _Heads() for key in flows}
 
     def _lines(self, pool: Pool) -> dict[Priority, dict[str, Line]]:

@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--replica-set", action="store_true", help="three mongods whose primary is killed")
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reliability.md")
     given = parser.parse_args()
-    logging.getLogger("agentq.client").setLevel(logging.ERROR)  # it tells of every hint that did not get through
+    logging.disable(logging.WARNING)  # the client tells of every hint that did not get through
     directory = Path(tempfile.mkdtemp(prefix="agentq-campaign-"))
     print(f"campaign: {given.runs} runs in {given.seconds:g} s on {given.broker}, seed {given.seed}", flush=True)
     try:

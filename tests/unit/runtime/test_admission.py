@@ -12,6 +12,7 @@ import pytest
 
 from agentq.engine import advance
 from agentq.engine.commit import plan
+from agentq.engine.window import Window
 from agentq.errors import AgentqError
 from agentq.protocol import LEAST_COST, Request, new_run
 from agentq.runtime.admission import CALM_S, LEASE_MS, Admission
@@ -234,3 +235,24 @@ async def test_only_what_was_charged_is_corrected_when_it_ends() -> None:
     assert [difference for *_, difference in await flights.look(3.0)] == [LEAST_COST - 500]
     assert flights.rate("router") == 2.0, "both count as ended"
     assert await flights.look(4.0) == []
+
+
+async def test_a_run_that_comes_behind_the_last_known_of_its_line_is_let_in_at_the_next_look() -> None:
+    """Its line was just fetched and used up; it does not wait until that is forgotten."""
+    desk = Desk()
+    for index in range(20):
+        desk.backlog.born(f"r{index:02d}")
+        await desk.tick()
+        assert desk.backlog.in_flight(f"r{index:02d}")
+
+
+async def test_while_nothing_waits_a_whole_workers_room_and_what_ends_meanwhile_goes_straight() -> None:
+    """A window that an earlier jam made small is no reason to send a quiet system's requests to the backlog."""
+    desk = Desk()
+    assert await desk.admission._lead()
+    desk.admission._windows["router"] = Window(8)
+    desk.admission._flights._class_rates["standard"] = 40.0
+    await desk.tick(1)
+    told = await desk.backlog.remembered("gate")
+    assert told is not None
+    assert told["room"] == 256 + 40
