@@ -181,10 +181,11 @@ class Admission:
         admitted = 0
         if not self._calm or self._time_for("calm", CALM_S) or await self._backlog.waits({*CLASSES} - self._waiting):
             lines = await self._backlog.waiting()
-            self._waiting = set(lines)
             self._calm = False
             if lines:
                 admitted = await self._admit(lines)
+            left = {key for key, heads in self._heads.items() if heads.runs or heads.more} if lines else set()
+            self._waiting = {priority for priority, _, _ in left}  # who was let in just now waits no more
         if self._time_for("slow", SLOW_S):
             await self._go_on_leading()
             await self._look_slowly()
