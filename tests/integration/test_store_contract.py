@@ -74,7 +74,9 @@ def replied(text: str, tool_calls: list[Any] | None = None) -> Replied:
     return Replied(reply, int(datetime.now(UTC).timestamp() * 1000))
 
 
-ROUTE = replied('{"route": "billing", "reason": "x"}')
+def routed() -> Replied:
+    """The router's choice, made now: an agent's time runs from it."""
+    return replied('{"route": "billing", "reason": "x"}')
 
 
 def decide(run: RunDoc, step_id: str, outcome: Replied | Observed, token: str, store: Store, **more: Any) -> Commit:
@@ -150,7 +152,7 @@ async def test_stopped_runs_are_those_that_ended_or_shall(bench: Bench) -> None:
 async def test_a_commit_is_seen_whole_and_validates(bench: Bench) -> None:
     """State, closed and opened steps, events, usage and receipt appear together."""
     run = await claimed(bench, await bench.born())
-    commit = decide(run, "s1", ROUTE, "t1", bench.store)
+    commit = decide(run, "s1", routed(), "t1", bench.store)
     assert await bench.store.commit(commit) is Verdict.APPLIED
     stored = await bench.store.load("r1")
     assert stored is not None
@@ -165,7 +167,7 @@ async def test_a_commit_is_seen_whole_and_validates(bench: Bench) -> None:
 
 async def test_a_commit_repeated_after_a_lost_answer_is_applied_once(bench: Bench) -> None:
     run = await claimed(bench, await bench.born())
-    commit = decide(run, "s1", ROUTE, "t1", bench.store)
+    commit = decide(run, "s1", routed(), "t1", bench.store)
     assert await bench.store.commit(commit) is Verdict.APPLIED
     before = await bench.store.load("r1")
     assert await bench.store.commit(commit) is Verdict.APPLIED
@@ -174,7 +176,7 @@ async def test_a_commit_repeated_after_a_lost_answer_is_applied_once(bench: Benc
 
 async def test_a_lease_granted_in_the_commit_keeps_others_out(bench: Bench) -> None:
     run = await claimed(bench, await bench.born())
-    commit = decide(run, "s1", ROUTE, "t1", bench.store, grants={"s2": Grant("t2", "w", 30_000)})
+    commit = decide(run, "s1", routed(), "t1", bench.store, grants={"s2": Grant("t2", "w", 30_000)})
     assert await bench.store.commit(commit) is Verdict.APPLIED
     assert await bench.store.claim(Hint("r1", "s2", 1), Grant("t3", "w", 1000)) is None
     again = decide(commit.after, "s2", replied("a draft"), "t2", bench.store)
@@ -184,7 +186,7 @@ async def test_a_lease_granted_in_the_commit_keeps_others_out(bench: Bench) -> N
 async def test_a_foreign_token_writes_nothing(bench: Bench) -> None:
     run = await claimed(bench, await bench.born())
     before = await bench.store.load("r1")
-    assert await bench.store.commit(decide(run, "s1", ROUTE, "stolen", bench.store)) is Verdict.FENCED
+    assert await bench.store.commit(decide(run, "s1", routed(), "stolen", bench.store)) is Verdict.FENCED
     assert await bench.store.load("r1") == before
 
 
@@ -193,7 +195,7 @@ async def test_parallel_steps_that_commit_at_once_both_count(bench: Bench) -> No
     store = bench.store
     run = await claimed(bench, await bench.born())
     wish = [{"id": "a", "name": "look_up", "arguments": {}}, {"id": "b", "name": "look_up", "arguments": {}}]
-    first = decide(run, "s1", ROUTE, "t1", store, grants={"s2": Grant("t2", "w", 30_000)})
+    first = decide(run, "s1", routed(), "t1", store, grants={"s2": Grant("t2", "w", 30_000)})
     await store.commit(first)
     grants = {"s3": Grant("t3", "w", 30_000), "s4": Grant("t4", "w", 30_000)}
     second = decide(first.after, "s2", replied("", wish), "t2", store, grants=grants)
@@ -222,7 +224,7 @@ async def test_a_live_lease_cannot_be_declared_lost_and_a_dead_one_can(bench: Be
     assert await bench.store.commit(act) is Verdict.APPLIED
     assert await bench.store.claim(Hint("r1", "s1", 1), Grant("t2", "w", 1000)) is None
     assert await bench.store.claim(Hint("r1", "s1", 2), Grant("t2", "w", 1000)) is not None
-    assert await bench.store.commit(decide(run, "s1", ROUTE, "t1", bench.store)) is Verdict.FENCED
+    assert await bench.store.commit(decide(run, "s1", routed(), "t1", bench.store)) is Verdict.FENCED
     stored = await bench.store.load("r1")
     assert stored is not None
     assert stored["waste"] == {"lost_calls": 1}

@@ -14,7 +14,7 @@ from agentq.errors import InvalidRequest
 from agentq.protocol import Hint, rejected_run
 from agentq.store.api import Letters, Verdict
 from schemas.run import RUN, RunDoc
-from tests.integration.test_store_contract import BUNDLE, ROUTE, Bench, bench, claimed, decide, replied
+from tests.integration.test_store_contract import BUNDLE, Bench, bench, claimed, decide, replied, routed
 
 __all__ = ["bench"]  # the fixture
 
@@ -22,7 +22,7 @@ __all__ = ["bench"]  # the fixture
 async def failed(bench: Bench, run_id: str = "r1", **fields: Any) -> RunDoc:
     """A run whose second step is quarantined."""
     run = await claimed(bench, await bench.born(run_id, **fields))
-    first = decide(run, "s1", ROUTE, "t1", bench.store, grants={"s2": Grant("t2", "w", 30_000)})
+    first = decide(run, "s1", routed(), "t1", bench.store, grants={"s2": Grant("t2", "w", 30_000)})
     assert await bench.store.commit(first) is Verdict.APPLIED
     act = plan(first.after, advance.quarantine(first.after, "s2", "model_gone", "no", 1), now=bench.store.now())
     assert await bench.store.commit(act) is Verdict.APPLIED
@@ -39,7 +39,7 @@ async def loaded(bench: Bench, run_id: str = "r1", *, journal: bool = True) -> R
 async def test_the_journal_grows_with_each_outcome_and_only_who_asks_gets_it(bench: Bench) -> None:
     """A commit that is repeated after a lost answer appends once; claims, looks and plain loads leave it out."""
     run = await claimed(bench, await bench.born())
-    commit = decide(run, "s1", ROUTE, "t1", bench.store)
+    commit = decide(run, "s1", routed(), "t1", bench.store)
     for _ in range(2):
         assert await bench.store.commit(commit) is Verdict.APPLIED
     whole = await loaded(bench)
@@ -90,7 +90,7 @@ async def test_a_failed_run_that_cannot_be_sure_of_its_other_steps_is_decided_ag
     """An unsafe step was claimed since the run was read: the quarantine must know of it."""
     store = bench.store
     run = await claimed(bench, await bench.born())
-    first = decide(run, "s1", ROUTE, "t1", store, grants={"s2": Grant("t2", "w", 30_000)})
+    first = decide(run, "s1", routed(), "t1", store, grants={"s2": Grant("t2", "w", 30_000)})
     await store.commit(first)
     wishes = [{"id": "a", "name": "look_up", "arguments": {}}, {"id": "b", "name": "post", "arguments": {}}]
     second = decide(first.after, "s2", replied("", wishes), "t2", store, grants={"s3": Grant("t3", "w", 30_000)})

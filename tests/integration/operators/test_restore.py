@@ -17,7 +17,7 @@ from agentq.protocol import Hint, Request, new_run
 from agentq.store.api import Verdict
 from agentq.store.mongo import MongoStore
 from schemas.run import RUN, RunDoc
-from tests.integration.test_store_contract import BUNDLE, ROUTE, decide, replied
+from tests.integration.test_store_contract import BUNDLE, decide, replied, routed
 
 CHECKOUT = Path(__file__).parents[3]
 pytestmark = pytest.mark.servers
@@ -34,7 +34,7 @@ async def backup(url: str, database: str) -> None:
         )
     run = await store.claim(Hint("r1", "s1", 1), Grant("t1", "w", 30_000))
     assert run is not None
-    first = decide(run, "s1", ROUTE, "t1", store, grants={"s2": Grant("t2", "w", 30_000)})
+    first = decide(run, "s1", routed(), "t1", store, grants={"s2": Grant("t2", "w", 30_000)})
     assert await store.commit(first) is Verdict.APPLIED
     wishes = [{"id": "a", "name": name, "arguments": {}} for name in ("look_up", "refund", "post")]
     grants = {"s5": Grant("t5", "w", 30_000)}
@@ -81,6 +81,7 @@ def test_it_counts_first_and_settles_when_told(mongo_url: str, database: str, tm
     dry = agentq(mongo_url, database, tmp_path, "restore-check")
     assert dry.returncode == 0, dry.stderr
     assert "nothing was changed: add --apply" in dry.stdout
+    assert [run["status"] for run in before.values()] == ["running", "queued"]
     assert asyncio.run(stored(mongo_url, database)) == before
     done = agentq(mongo_url, database, tmp_path, "restore-check", "--apply")
     assert done.returncode == 0, done.stderr
