@@ -52,14 +52,21 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
             if os.environ.get("CI"):
                 raise
             pytest.skip(f"needs a server: {error}")
-        system.worker()
-        eventually(lambda: system.mongo["agentq"]["workflow_names"].find_one({}), "the workflows are known")
-        with system.client() as client:
-            for run in [client.submit("pay A") for _ in range(3)]:
-                assert run.wait(60).status == "succeeded"
-        eventually(lambda: system.told().get("costs"), "it is known what a run costs")
-        yield system
-        system.stop()
+        try:
+            system.worker()
+            eventually(lambda: system.mongo["agentq"]["workflow_names"].find_one({}), "the workflows are known")
+            with system.client() as client:
+                # The leader looks once a second at what is in flight: some of so many runs it will have seen.
+                eventually(lambda: _costs_are_known(system, client), "it is known what a run costs", 120)
+            yield system
+        finally:
+            system.stop()
+
+
+def _costs_are_known(system: Small, client: Client) -> bool:
+    for run in [client.submit("pay A") for _ in range(5)]:
+        assert run.wait(60).status == "succeeded"
+    return bool(system.told().get("costs"))
 
 
 @pytest.fixture
