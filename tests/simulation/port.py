@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-SPINNING = 60  # rounds of one look of the scheduler
+SPINNING = 300  # rounds of one look of the scheduler; with 50 runs looked at one by one, some come up again meanwhile
 
 
 class Server(MemoryStore):
