@@ -24,7 +24,8 @@ import requests.adapters
 import urllib3
 import uvloop
 
-from agentq.llm.http import HttpLlm, Provider
+from agentq.llm.endpoints import Provider
+from agentq.llm.http import HttpLlm
 from agentq.llm.types import LlmCall
 from schemas.catalog import ModelSpec
 

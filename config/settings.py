@@ -24,7 +24,7 @@ from config.masking import MASK, mask_url
 from config.sources import Layer, dotenv_layer, environment_layer, stack_layer, yaml_layer
 
 if TYPE_CHECKING:
-    from agentq.llm.http import Provider
+    from agentq.llm.endpoints import Provider
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 _ADDRESSES = ("mongo_url", "broker_url", "result_url", "sentry_dsn", "openai_base_url", "anthropic_base_url")
@@ -161,7 +161,7 @@ class Settings(BaseSettings):
 
     def providers(self) -> dict[str, Provider]:
         """Address and key of each model provider, for ``agentq.llm.http.HttpLlm``."""
-        from agentq.llm.http import Provider  # noqa: PLC0415  aiohttp takes a third of a second; few commands call models
+        from agentq.llm.endpoints import Provider  # noqa: PLC0415  aiohttp takes a third of a second; few commands call models
 
         found = {}
         for name, address in _PROVIDERS.items():

@@ -103,6 +103,7 @@ class BatchDoc(TypedDict):
     ending: Literal["expired", "cancelled"] | None
     swept: str
     error: dict[str, Any] | None
+    live_only: NotRequired[bool]  # no call of it waits for a provider's batch endpoint
     notify: NotRequired[Notify]  # who is told of its end
     told: NotRequired[bool]  # False until the deliveries to them are durable
 

@@ -19,6 +19,18 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class BatchEndpoint(Spec):
+    """A provider's endpoint for many calls at once that may take hours and cost a part of the price (OpenAI: Batch).
+
+    Calls of batches that leave time for it are joined into jobs of it; see ``agentq.engine.joining``.
+    """
+
+    price: float = Field(0.5, ge=0, le=1, description="part of the model's prices that a joined call costs")
+    most: int = Field(1_000, gt=0, le=50_000, description="calls a job has at most")
+    gather_s: float = Field(30.0, ge=0, description="how long the first call of a job waits for others")
+    turnaround_s: float = Field(3_600.0, gt=0, description="how long a job is taken to need until some have been seen")
+
+
 class ModelSpec(Spec):
     """How to reach one model. Prices are US dollars per million tokens."""
 
@@ -34,6 +46,13 @@ class ModelSpec(Spec):
     read_timeout_s: float = Field(60.0, gt=0)
     input_usd_per_mtok: float = Field(0.0, ge=0)
     output_usd_per_mtok: float = Field(0.0, ge=0)
+    batch_endpoint: BatchEndpoint | None = Field(None, description="default: calls to this model are always live")
+
+    @model_validator(mode="after")
+    def provider_has_the_endpoint(self) -> ModelSpec:
+        if self.batch_endpoint is not None and self.provider != "openai":
+            raise ValueError(f"batch_endpoint is not supported for the provider {self.provider}, only for openai")
+        return self
 
     def cost_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
         """Cost in nano-dollars (1e-9 USD), exact: one dollar per million tokens is 1000 nano-dollars a token."""

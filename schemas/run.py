@@ -100,7 +100,8 @@ class Entry(TypedDict):
     """One line of a run's journal: all from which ``agentq.engine.replay`` makes its state again.
 
     An outcome (``reply`` or ``observed``) of a step, with the step's attempt and, in a run's first, when the run was
-    entered; or a ``start``; or ``stood_still_ms``: for so long the run was paused, and nobody's time ran.
+    entered; or a ``start``; or neither. ``stood_still_ms``: before that, for so long the run was paused or waited for
+    a provider's job, and nobody's time ran.
     """
 
     at_ms: int
@@ -140,6 +141,19 @@ class Pause(TypedDict):
 
 
 @with_config(ConfigDict(extra="forbid"))
+class Joins(TypedDict):
+    """An open step whose model call is not made live: it waits, since ``since``, for a job of the provider's batch
+    endpoint. ``endpoint``: which calls may share a job, see ``agentq.engine.joining``; ``job``: the one it is in, if
+    any; ``until``: when the job is given up. The step's ``not_before`` is when it is done live whatever happens."""
+
+    step: str
+    endpoint: str
+    since: datetime
+    until: datetime
+    job: NotRequired[str]
+
+
+@with_config(ConfigDict(extra="forbid"))
 class Refused(TypedDict):
     """What is kept of a refused request: its size and hash, and its ``body`` (JSON text) where it was JSON of at most
     256 KiB. ``run``: the run that was made of it later; ``dropped``: nothing more is to be done."""
@@ -165,9 +179,11 @@ class Usage(TypedDict, total=False):
 
 class Waste(TypedDict, total=False):
     """What was spent without being used: calls in flight in a dead process, calls cut short because nobody wanted
-    their answers any more (their cost is an estimate: the input), work of a worker that lost its lease."""
+    their answers any more (their cost is an estimate: the input), work of a worker that lost its lease, answers of a
+    provider's job that came when the step had gone on without (``late_calls``)."""
 
     lost_calls: int
+    late_calls: int
     cut_calls: int
     llm_calls: int
     cost_nano_usd: int
@@ -194,6 +210,7 @@ class BatchLine(TypedDict):
     id: str
     line: int
     custom_id: str
+    complete_by: NotRequired[datetime]  # its window: the batch's, or the line's own deadline if that comes before
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -223,6 +240,8 @@ class RunDoc(TypedDict):
     journal: NotRequired[list[Entry]]  # appended to, never rewritten; stores leave it out where it is not asked for
     quarantine: NotRequired[Quarantine]
     pause: NotRequired[Pause]
+    joins: NotRequired[Joins]
+    late: NotRequired[list[str]]  # jobs whose late answers are in ``waste``
     forked_from: NotRequired[dict[str, str]]  # {run, step}
     refused: NotRequired[Refused]
     events: list[Event]

@@ -9,7 +9,10 @@ import signal
 from agentq.errors import ConfigError
 from agentq.runtime.runtime import CRASH_POINTS, CrashPoint, no_crash
 
-KNOWN = (*CRASH_POINTS, "scheduler_after_commit", "after_admit", "after_delivery")
+KNOWN = (
+    *CRASH_POINTS, "scheduler_after_commit", "after_admit", "after_delivery",
+    "job_sending", "job_sent", "job_answer_in",
+)  # fmt: skip
 
 
 def crash_point(spec: str | None) -> CrashPoint:

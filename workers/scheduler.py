@@ -13,8 +13,10 @@ import uvloop
 
 from agentq.client import Client
 from agentq.errors import AgentqError, ConfigError
+from agentq.llm.jobs import OpenAiJobs
 from agentq.runtime.admission import Admission
 from agentq.runtime.bookkeeper import Bookkeeper
+from agentq.runtime.joiner import Joiner
 from agentq.runtime.scheduler import Scheduler
 from agentq.store.mongo import MongoStore
 from config.settings import Settings, load_settings
@@ -52,6 +54,11 @@ async def run(settings: Settings) -> None:
     async def hand_in(schedule: dict[str, Any]) -> None:
         await asyncio.get_running_loop().run_in_executor(threads, client.hand_in, schedule)
 
+    provider = OpenAiJobs(settings.providers())
+    joiner = Joiner(
+        store, store.jobs, provider, publisher, name=worker_name(), reply=replies, max_attempts=settings.max_attempts,
+        crash=crash_point(settings.failpoint),
+    )  # fmt: skip
     admission = Admission(
         store.backlog, store.queues, publisher, name=worker_name(), window=settings.steps_in_flight, hand_in=hand_in,
         room=store.batches.room, crash=crash_point(settings.failpoint),
@@ -62,11 +69,13 @@ async def run(settings: Settings) -> None:
     ticking = asyncio.create_task(scheduler.run(settings.scheduler_interval_s))
     counting = asyncio.create_task(bookkeeper.run(settings.scheduler_interval_s))
     notifying = asyncio.create_task(notifier.run(settings.scheduler_interval_s))
+    joining = asyncio.create_task(joiner.run(settings.scheduler_interval_s))
     admitting = asyncio.create_task(admission.run())
     beating = asyncio.create_task(_beat())
     await asyncio.wait([ticking, asyncio.create_task(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-    for task in (ticking, counting, notifying, admitting, beating):
+    for task in (ticking, counting, notifying, joining, admitting, beating):
         task.cancel()
+    await provider.close()
     client.close()
     await store.close()
     publisher.close()

@@ -45,7 +45,7 @@ Now = Callable[[], datetime]
 @dataclass(frozen=True, slots=True)
 class Order:
     """How a batch is to be done. ``again``: a word that makes the same file another batch. ``notify``: who is told
-    when it has ended."""
+    when it has ended. ``live``: no call waits for a provider's batch endpoint."""
 
     tenant: str = "default"
     workflow: str = "default"
@@ -56,6 +56,7 @@ class Order:
     retry_of: str | None = None
     form: LineFormat | None = None
     notify: Notify | None = None
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,8 @@ def new_batch(
     }
     if order.notify:
         batch |= {"notify": order.notify, "told": False}
+    if order.live:
+        batch["live_only"] = True
     return batch
 
 
@@ -256,7 +259,9 @@ def _chunks(batch: BatchDoc, pinned: Any, lines: Iterable[Good | Bad], now: Now)
 def _run(batch: BatchDoc, line: Good, pinned: Any, now: datetime, cost: int) -> Doc:
     workflow = pinned[line.request.workflow]
     born = new_run(line.request, workflow, run_id=run_id(batch["_id"], line.line), now=now, waits=True, cost=cost)
-    place = {"id": batch["_id"], "line": line.line, "custom_id": line.custom_id}
+    place: dict[str, Any] = {"id": batch["_id"], "line": line.line, "custom_id": line.custom_id}
+    if batch["complete_by"] is not None and not batch.get("live_only"):
+        place["complete_by"] = min(batch["complete_by"], born["deadline_at"])
     return {**born, "flow": flow(batch["tenant"], batch["_id"]), "batch": place}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
+from agentq.cli.batch_jobs import jobs
 from agentq.cli.connect import data_dir_option, open_store
 from agentq.errors import Conflict, InvalidRequest, NotFound
 from agentq.protocol import parse_request
@@ -31,11 +32,15 @@ def batch() -> None:
     """Batches: files of requests in, files of results out."""
 
 
+batch.add_command(jobs)
+
+
 def order_options(command: Any) -> Any:
     """How a batch is to be done."""
     for option in (
         click.option("--budget", "budget_usd", type=float, help="US dollars; no line starts that could overrun it."),
         click.option("--complete-by", help="When unfinished lines expire: 90m, 24h, 7d, or a time with its offset."),
+        click.option("--live", is_flag=True, help="No call waits for a provider's cheaper batch endpoint."),
         click.option("--watch", "watching", is_flag=True, help="Stay, and show how it goes."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
@@ -60,8 +65,8 @@ def order_options(command: Any) -> Any:
 @order_options
 def submit(
     data_dir: Path | None, file: str, workflow: str, tenant: str, priority: Any, again: bool, dry_run: bool,
-    sample: int | None, webhook: str | None, budget_usd: float | None, complete_by: str | None, watching: bool,
-    as_json: bool,
+    sample: int | None, webhook: str | None, budget_usd: float | None, complete_by: str | None, live: bool,
+    watching: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Exit 0 when all is on disk (with --watch: when completed), 1 otherwise, 2 where the order is wrong."""
     from agentq.batch.submit import Order  # noqa: PLC0415
@@ -71,6 +76,7 @@ def submit(
     order = Order(
         tenant, workflow, priority, _nano_usd(budget_usd), _window(complete_by), os.urandom(8).hex() if again else "",
         notify=None if webhook is None else parse_request({"input": "-", "webhook": {"url": webhook}}).notify,
+        live=live,
     )  # fmt: skip
 
     async def work() -> int:
@@ -224,7 +230,8 @@ def status(data_dir: Path | None, batch_id: str, as_json: bool, openai: bool) ->
         elif as_json:
             click.echo(json.dumps({"batch_id": found["_id"], **summary(found), "at": found["at"]}, default=str))
         else:
-            for line in describe(found, await store.batches.in_flight(batch_id), store.now()):
+            at_providers = await store.jobs.of_batch(batch_id) if found["live"] else []
+            for line in describe(found, await store.batches.in_flight(batch_id), store.now(), at_providers):
                 click.echo(line)
 
     run_with_store(data_dir, work)
@@ -356,6 +363,7 @@ def retry(
     batch_id: str,
     budget_usd: float | None,
     complete_by: str | None,
+    live: bool,
     watching: bool,
     as_json: bool,
 ) -> None:
@@ -367,7 +375,7 @@ def retry(
         found = await found_batch(store, batch_id)
         order = Order(
             found["tenant"], found["workflow"], found["priority"], _nano_usd(budget_usd), _window(complete_by),
-            retry_of=batch_id, form=found["format"],
+            retry_of=batch_id, form=found["format"], live=live,
         )  # fmt: skip
         with tempfile.TemporaryFile() as lines:
             await write_failed(store.batches, found, cast("BinaryIO", lines))

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import click
 
 from agentq.batch.estimate import forecast
 from schemas.batch import ENDED, BatchDoc
+from schemas.job import JobDoc
 
 if TYPE_CHECKING:
     from agentq.store.mongo import MongoStore
@@ -98,8 +100,15 @@ def _advice_while_live(batch: BatchDoc) -> str | None:
     )
 
 
-def describe(batch: BatchDoc, in_flight: int, now: datetime) -> list[str]:
-    """A batch in a few lines."""
+def _at_providers(jobs: Sequence[JobDoc], now: datetime) -> str:
+    """Jobs of a provider's batch endpoint in which lines of the batch are."""
+    calls, oldest = sum(job["calls"] for job in jobs), min(job.get("sent_at", now) for job in jobs)
+    noun = "job" if len(jobs) == 1 else "jobs"
+    return f"{len(jobs)} {noun} with {calls:,} calls, since {span((now - oldest).total_seconds())}"
+
+
+def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobDoc] = ()) -> list[str]:
+    """A batch in a few lines. ``jobs``: where its calls wait at a provider."""
     counts = ", ".join(f"{count:,} {name}" for name, count in batch["counts"].items() if count)
     submitted = batch["submitted"]
     lines = [
@@ -108,6 +117,8 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime) -> list[str]:
         f"progress  {headline(batch, in_flight, now)}",
         f"ended     {counts or 'none'}",
     ]
+    if jobs:
+        lines.append(f"provider  {_at_providers(jobs, now)}")
     if batch["waste_nano_usd"]:
         lines.append(f"waste     ${batch['waste_nano_usd'] / 1e9:.6f} of the cost, for calls whose answers were lost")
     if batch["budget_nano_usd"] is not None:

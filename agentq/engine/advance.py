@@ -10,9 +10,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agentq.engine import budget, parse
+from agentq.engine import budget, joining, parse
 from agentq.engine.decision import (
     Decision,
+    Deferred,
     Failed,
     Observed,
     Opening,
@@ -52,6 +53,8 @@ def advance(bundle: Bundle, run: RunDoc, step_id: str, outcome: Outcome, max_att
         if run["cancel"] is not None:
             return cancel(run, outcome.at_ms)
         return _failed(run, step_id, step, outcome, max_attempts)
+    if isinstance(outcome, Deferred):
+        return joining.defer(run, step_id, outcome) if run["cancel"] is None else cancel(run, outcome.at_ms)
     usage = _account(run["usage"], outcome)
     if isinstance(outcome, Observed):
         progress = on_tool(bundle, run, step_id, step, outcome)
@@ -62,6 +65,13 @@ def advance(bundle: Bundle, run: RunDoc, step_id: str, outcome: Outcome, max_att
     return replace(
         _conclude(bundle, run, step_id, progress, usage, outcome.at_ms), entry=entry_of(run, step_id, outcome)
     )
+
+
+def joined(bundle: Bundle, run: RunDoc, outcome: Replied | Failed, job: str, max_attempts: int) -> Decision:
+    """What the answer of a provider's job means for the run that waits for it."""
+    came, step_id = joining.back(run, outcome.at_ms), run["joins"]["step"]
+    told = event("step.joined", outcome.at_ms, step_id, job=job, waited_ms=came.waited_ms)
+    return joining.settle(came, advance(bundle, came.run, step_id, outcome, max_attempts), told)
 
 
 def _account(usage: Usage, outcome: Replied | Observed) -> Usage:
@@ -272,8 +282,10 @@ def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
     return Decision([gone], opened={step_id: again}, waste=waste)
 
 
-def wake(run: RunDoc, step_id: str) -> Decision:
+def wake(run: RunDoc, step_id: str, at_ms: int) -> Decision:
     """A waiting step's time has come: it may be claimed now."""
+    if joining.waits(run, step_id):
+        return joining.release(run, at_ms, "no_job_in_time")
     return Decision([], opened={step_id: _again(run["steps"][step_id], run["steps"][step_id]["attempt"])})
 
 

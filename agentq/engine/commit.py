@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
+from agentq.engine import joining
 from agentq.engine.decision import Decision, Opening, paused
 from agentq.protocol import HINT_GRACE, TERMINAL, Event, Hint, Pool, chain
 from schemas.run import Entry, Lease, RunDoc, Step, Waste
@@ -135,7 +136,7 @@ def _flight(run: RunDoc, decision: Decision) -> tuple[dict[str, Any], tuple[str,
     """What the admission must see in the same commit, as fields set and dropped: a run that ends is in flight no more
     and waits for nothing; one that is taken up again after its end is in flight again."""
     if decision.ends:
-        return {"in_flight": False}, tuple(name for name in ("backlog", "singleton") if name in run)
+        return {"in_flight": False}, tuple(name for name in ("backlog", "joins", "singleton") if name in run)
     if run["status"] in TERMINAL and decision.status is not None and "in_flight" in run:
         return {"in_flight": True}, ()
     return {}, ()
@@ -151,13 +152,13 @@ def _state_changes(run: RunDoc, after: RunDoc) -> dict[str, Any] | None:
 
 
 def _status(status: str, after: RunDoc) -> str:
-    """A live run that was paused stays so until somebody resumes it; one whose every open step is held waits for a
-    person."""
+    """A live run that was paused stays so until somebody resumes it; one whose every open step is held, or is deferred
+    to a provider's job, waits: it keeps nobody from a place."""
     if status in ("queued", "running", "waiting", "paused") and paused(after):
         return "paused"
     if status in ("running", "waiting"):
-        steps = after["steps"]
-        return "waiting" if steps and all("held" in step for step in steps.values()) else "running"
+        rests = [("held" in step or joining.waits(after, key)) for key, step in after["steps"].items()]
+        return "waiting" if rests and all(rests) else "running"
     return status
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from agentq.protocol import TERMINAL, NewEvent, Pool
 from schemas.chat import Message
 from schemas.llm import LlmReply
-from schemas.run import Entry, Quarantine, Recovery, Result, RunDoc, State, Step, StepKind, Usage
+from schemas.run import AgentVisit, Entry, Quarantine, Recovery, Result, RunDoc, State, Step, StepKind, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,16 @@ class Failed:
     at_ms: int
 
 
-Outcome = Replied | Observed | Failed
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The call is not made now: it may be joined, ``until`` then, into a job of the provider's batch ``endpoint``."""
+
+    endpoint: str
+    until: datetime
+    at_ms: int
+
+
+Outcome = Replied | Observed | Failed | Deferred
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +133,14 @@ def state_of(run: RunDoc) -> State:
     state = run["state"]
     assert state is not None, "the run has not been entered"
     return state
+
+
+def shifted(state: State, ms: int) -> State:
+    """``state`` with the agents' clocks set ``ms`` later: time in which the run stood still is not theirs."""
+    visits: dict[str, AgentVisit] = {
+        name: {**visit, "since_ms": visit["since_ms"] + ms} for name, visit in state["visits"].items()
+    }
+    return {**state, "visits": visits}
 
 
 def paused(run: RunDoc) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from agentq.engine.decision import event, state_of
+from agentq.engine.decision import event, shifted, state_of
 from agentq.engine.edits import Edits, budget, edited, target
-from agentq.engine.replay import replay, shifted
+from agentq.engine.replay import replay
 from agentq.errors import Conflict, InvalidRequest
 from agentq.protocol import RUN_FORMAT, UNKNOWN_COST, chain, genesis
 from schemas.catalog import Bundle

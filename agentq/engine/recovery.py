@@ -50,8 +50,8 @@ def look(run: RunDoc, now: datetime, max_attempts: int, heard: Mapping[Pool, dat
             return Act(lost(run, step_id, max_attempts, at_ms), step_id, lease["token"], lapsed=True)
         if _waits_in_its_queue(step, heard):
             continue
-        act = wake if "not_before" in step else hint_again
-        return Act(act(run, step_id), unclaimed=(step_id,))
+        decision = wake(run, step_id, at_ms) if "not_before" in step else hint_again(run, step_id)
+        return Act(decision, unclaimed=(step_id,))
     return None
 
 

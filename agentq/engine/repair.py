@@ -15,9 +15,9 @@ from typing import Any, cast
 from agentq.engine import advance
 from agentq.engine.budget import run_exhausted
 from agentq.engine.commit import open_step
-from agentq.engine.decision import Decision, Observed, Opening, event, paused
+from agentq.engine.decision import Decision, Observed, Opening, event, paused, shifted
 from agentq.engine.edits import Edits, budget, edited, target
-from agentq.engine.replay import replay, shifted
+from agentq.engine.replay import replay
 from agentq.errors import Conflict, InvalidRequest, NotFound
 from agentq.protocol import TERMINAL
 from schemas.catalog import AgentNode, Bundle, RouteNode, ToolNode

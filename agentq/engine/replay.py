@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from agentq.engine.advance import advance, enter_run
 from agentq.engine.commit import plan
-from agentq.engine.decision import outcome_of
+from agentq.engine.decision import outcome_of, shifted
 from agentq.errors import Conflict, NotFound
 from agentq.protocol import START_STEP, genesis
 from schemas.catalog import NODE_POOL, Bundle, RunLimits, ToolNode
-from schemas.run import AgentVisit, Entry, RunDoc, State, Step
+from schemas.run import Entry, RunDoc, Step
 
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 BROKEN = "broken_journal"
@@ -72,14 +72,6 @@ def agrees(bundles: Mapping[str, Bundle], run: RunDoc) -> bool:
     return state == run["state"]
 
 
-def shifted(state: State, ms: int) -> State:
-    """``state`` with the agents' clocks set ``ms`` later: time in which the run stood still is not theirs."""
-    visits: dict[str, AgentVisit] = {
-        name: {**visit, "since_ms": visit["since_ms"] + ms} for name, visit in state["visits"].items()
-    }
-    return {**state, "visits": visits}
-
-
 def _born(bundles: Mapping[str, Bundle], run: RunDoc, entries: Sequence[Entry]) -> RunDoc:
     """The run before anything had happened to it."""
     start = next((entry["start"] for entry in entries if "start" in entry), None)
@@ -95,7 +87,7 @@ def _born(bundles: Mapping[str, Bundle], run: RunDoc, entries: Sequence[Entry]) 
         "hints": 1,
         "hinted_at": run["created_at"],
     }
-    gone = ("journal", "pause", "quarantine")
+    gone = ("journal", "pause", "quarantine", "joins")
     born: dict[str, Any] = {name: value for name, value in run.items() if name not in gone}
     born |= {
         "workflow": {**run["workflow"], "hash": first}, "status": "running", "state": None, "steps": {START_STEP: step},
@@ -127,8 +119,10 @@ def _apply(bundle: Bundle, run: RunDoc, entry: Entry) -> RunDoc:
             **run, "workflow": workflow, "state": start["state"], "steps": start["steps"], "status": "running",
             "ended_at": None, "result": None, "error": None,
         }  # fmt: skip
-    if "stood_still_ms" in entry:
-        return run if run["state"] is None else {**run, "state": shifted(run["state"], entry["stood_still_ms"])}
+    if "stood_still_ms" in entry and run["state"] is not None:
+        run = {**run, "state": shifted(run["state"], entry["stood_still_ms"])}
+    if "step" not in entry:
+        return run
     step_id = entry["step"]
     if step_id not in run["steps"]:
         raise Conflict(f"The journal of run {run['_id']} tells of step {step_id}, which was not open.", code=BROKEN)

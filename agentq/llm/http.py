@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import io
-import ipaddress
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import aiohttp
-from yarl import URL
 
-from agentq.errors import ConfigError, ProviderError
+from agentq.errors import ProviderError
 from agentq.llm import anthropic, errors, openai, wire
+from agentq.llm.endpoints import Endpoint, Endpoints, Provider
 from agentq.llm.types import LlmCall, LlmReply
-from schemas.catalog import ModelSpec
 
 MAX_RESPONSE_BYTES = 8 * 1024 * 1024
 _LARGE_BODY = 1 << 20  # aiohttp wants anything larger as a stream, it blocks the loop otherwise
@@ -33,43 +30,11 @@ _LARGE_BODY = 1 << 20  # aiohttp wants anything larger as a stream, it blocks th
 class _Codec(Protocol):
     """A wire format; the modules ``openai`` and ``anthropic`` are the two there are."""
 
-    def auth(self, api_key: str) -> dict[str, str]: ...
     def encode(self, call: LlmCall) -> tuple[str, dict[str, str], dict[str, Any]]: ...
     def decode(self, call: LlmCall, body: bytes, *, latency_ms: int = 0) -> LlmReply: ...
 
 
 _CODECS: dict[str, _Codec] = {"openai": openai, "anthropic": anthropic}
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """Where a provider is reached and with what key.
-
-    ``base_url`` follows the custom of the provider's own client: OpenAI's ends in ``/v1``, Anthropic's does not.
-    An empty ``api_key`` sends none (local servers). The key is never shown by ``repr``.
-    """
-
-    base_url: str
-    api_key: str = field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        _parse(self.base_url)
-        if any(not "!" <= character <= "~" for character in self.api_key):
-            raise ConfigError(
-                "An API key holds a space, a line break or a character outside ASCII.",
-                hint="Check how it was copied: a file often ends in a line break.",
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """One URL with what is sent to it every time. Its ``repr`` is safe: the headers hold the key."""
-
-    url: URL
-    where: str
-    loopback: bool
-    headers: dict[str, str] = field(repr=False)
-    api_key: str = field(repr=False)
 
 
 class HttpLlm:
@@ -82,8 +47,6 @@ class HttpLlm:
     Safe to share between event loops and to create before a fork: a session is opened by the first call in a loop.
     """
 
-    only_loopback: ClassVar[bool] = False  # the kill switch: see agentq.testing.no_real_models
-
     def __init__(
         self,
         providers: Mapping[str, Provider],
@@ -91,10 +54,9 @@ class HttpLlm:
         max_connections: int = 0,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
-        self._providers = dict(providers)
+        self._endpoints = Endpoints(providers)
         self._max_connections = max_connections
         self._max_response_bytes = max_response_bytes
-        self._endpoints: dict[tuple[str, str | None], _Endpoint] = {}
         self._sessions: dict[tuple[int, asyncio.AbstractEventLoop], aiohttp.ClientSession] = {}
 
     async def complete(self, call: LlmCall) -> LlmReply:
@@ -105,7 +67,7 @@ class HttpLlm:
         """
         codec = _CODECS[call.model.provider]
         path, headers, body = codec.encode(call)
-        endpoint = self._endpoint(call.model, codec, path, headers)
+        endpoint = self._endpoints.of(call.model, path, {**headers, "Content-Type": "application/json"})
         started = time.perf_counter()
         try:
             status, answer_headers, answer = await self._exchange(endpoint, call, wire.dumps(body))
@@ -133,7 +95,7 @@ class HttpLlm:
             await session.close()
 
     async def _exchange(
-        self, endpoint: _Endpoint, call: LlmCall, payload: bytes
+        self, endpoint: Endpoint, call: LlmCall, payload: bytes
     ) -> tuple[int, Mapping[str, str], bytes]:
         headers = {**endpoint.headers, "Idempotency-Key": call.key} if call.key else endpoint.headers
         timeout = aiohttp.ClientTimeout(total=call.model.read_timeout_s, sock_connect=call.model.connect_timeout_s)
@@ -163,60 +125,6 @@ class HttpLlm:
                 cookie_jar=aiohttp.DummyCookieJar(),  # a provider's cookies are nobody's state
             )
         return session
-
-    def _endpoint(self, model: ModelSpec, codec: _Codec, path: str, headers: dict[str, str]) -> _Endpoint:
-        key = (model.provider, model.base_url)
-        endpoint = self._endpoints.get(key)
-        if endpoint is None:
-            endpoint = self._endpoints[key] = self._new_endpoint(model, codec, path, headers)
-        if self.only_loopback and not endpoint.loopback:
-            raise ProviderError(
-                f"{endpoint.where} is a real model and real models are switched off.",
-                code="real_model_refused",
-                hint="Script the model (agentq.testing.ScriptedLlm) or use the offline model server.",
-            )
-        return endpoint
-
-    def _new_endpoint(self, model: ModelSpec, codec: _Codec, path: str, headers: dict[str, str]) -> _Endpoint:
-        provider = self._providers.get(model.provider)
-        if provider is None:
-            raise ProviderError(
-                f"No address and key are configured for the provider {model.provider}.", code="provider_not_configured"
-            )
-        try:
-            base = _parse(model.base_url or provider.base_url)
-        except ConfigError as error:
-            raise ProviderError(error.message, code="bad_base_url", hint=error.hint) from None
-        fixed = {"Content-Type": "application/json", "User-Agent": "agentq", **headers}
-        if provider.api_key:
-            fixed |= codec.auth(provider.api_key)
-        return _Endpoint(
-            url=base.with_path(base.path.rstrip("/") + path, keep_query=True),
-            where=f"{model.provider} at {base.host}:{base.port}",
-            loopback=_is_loopback(base.host or ""),
-            headers=fixed,
-            api_key=provider.api_key,
-        )
-
-
-def _parse(base_url: str) -> URL:
-    try:
-        url = URL(base_url)
-    except ValueError:
-        url = URL()
-    if url.scheme not in {"http", "https"} or not url.host or url.user is not None:
-        raise ConfigError(
-            "A base_url is no http(s) address, or holds a user name.",
-            hint="It looks like https://api.openai.com/v1 or https://api.anthropic.com; the key goes into api_key.",
-        )
-    return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _private(call: LlmCall) -> Iterable[str]:

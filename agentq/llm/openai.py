@@ -76,7 +76,11 @@ def _message(message: Message) -> dict[str, Any]:
 
 def decode(call: LlmCall, body: bytes, *, latency_ms: int = 0) -> LlmReply:
     """The answer in the body of a successful response. Raises ``ProviderError`` (``bad_response``), nothing else."""
-    answer = wire.loads(body)
+    return read(call, wire.loads(body), latency_ms=latency_ms)
+
+
+def read(call: LlmCall, answer: dict[str, Any], *, latency_ms: int = 0) -> LlmReply:
+    """The same, of a body that has been parsed."""
     choice = _first_choice(answer)
     message = choice.get("message")
     if not isinstance(message, dict):

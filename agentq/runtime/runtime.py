@@ -14,8 +14,9 @@ from typing import Any
 
 from agentq.engine import advance, commit
 from agentq.engine.commit import Commit, Grant
-from agentq.engine.decision import Decision, Failed, Outcome, Replied, paused
+from agentq.engine.decision import Decision, Deferred, Failed, Outcome, Replied, paused
 from agentq.engine.effects import ToolCallEffect, effect
+from agentq.engine.joining import deferral
 from agentq.errors import AgentqError, Unavailable
 from agentq.llm.types import Llm, LlmCall
 from agentq.llm.wire import estimate_input
@@ -250,7 +251,8 @@ class Runtime:
                 log.warning("lease of step %s of run %s lost before its effect", held.step_id, held.run_id)
                 return []
             wanted = effect(carried.bundle, carried.run, held.step_id)
-            outcome = await self._perform(wanted, carried.run, held)
+            outcome = self._deferral(wanted, carried.run, held.step_id)
+            outcome = outcome or await self._perform(wanted, carried.run, held)
             if outcome is None:
                 return []
             self._crash("after_effect")
@@ -269,6 +271,10 @@ class Runtime:
                 self._end(next_held)
             raise
         return granted
+
+    def _deferral(self, wanted: LlmCall | ToolCallEffect, run: RunDoc, step_id: str) -> Outcome | None:
+        """A model call that is not made now, because it may be joined into a job of the provider's batch endpoint."""
+        return deferral(wanted, run, step_id, self.store.now()) if isinstance(wanted, LlmCall) else None
 
     async def _perform(self, wanted: LlmCall | ToolCallEffect, run: RunDoc, held: Held) -> Outcome | None:
         """The outcome of the effect; None if nobody wants it any more. Only model calls can be cut: a tool that has
@@ -326,7 +332,7 @@ class Runtime:
                 verdict = await self._persist(planned)
             except BaseException as error:
                 self._give_back(run["_id"], grants)
-                if isinstance(outcome, Failed) or not isinstance(error, Exception):
+                if isinstance(outcome, Failed | Deferred) or not isinstance(error, Exception):
                     raise
                 log.error("step %s of run %s: its outcome cannot be kept: %s", held.step_id, held.run_id, place(error))
                 await self._book_waste(held, outcome)

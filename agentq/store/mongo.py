@@ -44,6 +44,7 @@ from agentq.store.backlog import BACKLOG_INDEXES, MongoBacklog
 from agentq.store.batches import Batches
 from agentq.store.deliveries import Deliveries
 from agentq.store.documents import WITHOUT_JOURNAL
+from agentq.store.jobs import Jobs
 from schemas.catalog import Bundle
 from schemas.chat import Message
 from schemas.run import RunDoc
@@ -107,6 +108,7 @@ class MongoStore:
         self.backlog = MongoBacklog(self._db, self.now, self._answer)
         self.batches = Batches(self._client, self._db, self.now, self._answer)
         self.deliveries = Deliveries(self._db, self.now, self._answer)
+        self.jobs = Jobs(self._db, self.now, self._answer)
         self._claims: Group[tuple[Hint, Grant], RunDoc | None] = Group(self._claim_group)
         self._commits: Group[Commit, Verdict] = Group(self._commit_group)
         self._copies: Group[Sequence[Event], None] = Group(self._copy_group)
@@ -130,6 +132,7 @@ class MongoStore:
         await self._answer(self.runs.create_indexes(RUN_INDEXES))
         await self.batches.open()
         await self.deliveries.open()
+        await self.jobs.open()
         await self._answer(self._beats.create_indexes(BEAT_INDEXES))
 
     async def close(self) -> None:

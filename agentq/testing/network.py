@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agentq.llm.http import HttpLlm
+from agentq.llm.endpoints import Endpoints
 
 
 @contextmanager
 def no_real_models() -> Iterator[None]:
-    """While it is open, no ``HttpLlm`` of this process calls any host but a loopback one.
+    """While it is open, no transport of ours in this process calls any host but a loopback one.
 
     A refused call raises ``ProviderError`` with code ``real_model_refused`` (not retryable) and sends nothing. It holds
     for transports that exist already and in all threads. Child processes are not covered: give those no key.
@@ -20,9 +20,9 @@ def no_real_models() -> Iterator[None]:
             with no_real_models():
                 yield
     """
-    before = HttpLlm.only_loopback
-    HttpLlm.only_loopback = True
+    before = Endpoints.only_loopback
+    Endpoints.only_loopback = True
     try:
         yield
     finally:
-        HttpLlm.only_loopback = before
+        Endpoints.only_loopback = before

@@ -7,7 +7,8 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from agentq.llm.http import HttpLlm, Provider
+from agentq.llm.endpoints import Provider
+from agentq.llm.http import HttpLlm
 from agentq.offline.server import offline_server
 from agentq.tools import tool
 from agentq.tools.declare import declared_tool

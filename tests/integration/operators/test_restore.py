@@ -58,7 +58,7 @@ async def zombie(url: str, database: str) -> Verdict:
     await store.sync_clock()
     run = await store.load("r1")
     assert run is not None
-    late = plan(run, advance.wake(run, "s5"), now=store.now(), step_id="s5", token="t5")
+    late = plan(run, advance.wake(run, "s5", 0), now=store.now(), step_id="s5", token="t5")
     verdict = await store.commit(late)
     await store.close()
     return verdict

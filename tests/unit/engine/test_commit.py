@@ -34,7 +34,7 @@ def act(play: Play, what: str, grant: bool) -> None:
             play.run = {**play.run, "leases": {**play.run["leases"], key: lease}}  # type: ignore[typeddict-item]
         decided = {
             "lose": lambda: advance.lost(play.run, key, 5, play.at_ms),
-            "wake": lambda: advance.wake(play.run, key),
+            "wake": lambda: advance.wake(play.run, key, 0),
             "hint": lambda: advance.hint_again(play.run, key),
         }[what]()
         play.run = plan(play.run, decided, now=play.now).after
@@ -145,6 +145,6 @@ def test_events_that_are_copied_out_leave_the_run_and_the_chain_goes_on() -> Non
 def test_a_step_that_a_lapsed_lease_takes_away_leaves_no_receipt() -> None:
     """Only the holder of a live lease has done the step."""
     play = Play()
-    decision = advance.wake(play.run, "s1")
+    decision = advance.wake(play.run, "s1", 0)
     assert plan(play.run, decision, now=START, step_id="s1", token="t", lapsed=True).after["receipts"] == {}
     assert plan(play.run, decision, now=START, step_id="s1", token="t").after["receipts"] == {"s1": "t"}

@@ -390,5 +390,5 @@ def test_a_grant_is_no_way_around_a_pause() -> None:
     """Even where a worker asked for a lease in its commit, no hint is published for a paused run."""
     play = Play()
     play.decide(repair.pause(play.run, "", "eve", play.now))
-    decision = advance.wake(play.run, "s1")
+    decision = advance.wake(play.run, "s1", 0)
     assert hints(plan(play.run, decision, now=play.now, grants={"s1": Grant("t", "w", 1)})) == []

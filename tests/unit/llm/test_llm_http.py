@@ -14,7 +14,8 @@ from llm_calls import a_call, a_model
 from model_server import ANTHROPIC_OK, OPENAI_OK, Exchange, ModelServer, ok
 
 from agentq.errors import ConfigError, ProviderError
-from agentq.llm.http import HttpLlm, Provider
+from agentq.llm.endpoints import Endpoints, Provider
+from agentq.llm.http import HttpLlm
 from agentq.llm.types import LlmCall, LlmReply
 
 KEY = "k-0123456789abcdef"
@@ -186,7 +187,7 @@ async def test_nobody_listening_is_connect_failed():
 
 
 async def test_a_name_nobody_has_is_connect_failed():
-    HttpLlm.only_loopback = False  # this host cannot exist (RFC 6761); the switch is restored by the fixture
+    Endpoints.only_loopback = False  # this host cannot exist (RFC 6761); the switch is restored by the fixture
     with pytest.raises(ProviderError) as caught:
         await ask("http://no-such-host.invalid")
     assert (caught.value.code, caught.value.retryable) == ("connect_failed", True)

@@ -28,7 +28,7 @@ def test_a_commit_is_known_as_applied_by_its_receipt() -> None:
 
 def test_a_commit_whose_lease_is_gone_is_fenced_and_one_whose_lease_holds_may_decide_again() -> None:
     play = Play()
-    decision = advance.wake(play.run, "s1")
+    decision = advance.wake(play.run, "s1", 0)
     planned = plan(play.run, decision, now=START, step_id="s1", token="t1")
     ours = {"token": "t1", "worker": "w", "ms": 1, "at": START}
     assert documents.verdict(stored(play, rev=9, leases={}), planned) is Verdict.FENCED

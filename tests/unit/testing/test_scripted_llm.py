@@ -8,7 +8,7 @@ import pytest
 
 import agentq.testing
 from agentq.errors import ProviderError
-from agentq.llm.http import HttpLlm
+from agentq.llm.endpoints import Endpoints
 from agentq.llm.types import Llm, LlmCall, LlmReply
 from agentq.testing import Held, ScriptedLlm, calls_tool, no_real_models, says
 from schemas.catalog import ModelSpec
@@ -125,12 +125,12 @@ async def test_a_held_error_is_raised_after_its_release():
 
 
 def test_the_kill_switch_is_restored_even_after_an_error_and_nests():
-    before = HttpLlm.only_loopback
+    before = Endpoints.only_loopback
     with no_real_models():
         with pytest.raises(KeyError), no_real_models():
             raise KeyError
-        assert HttpLlm.only_loopback
-    assert HttpLlm.only_loopback == before
+        assert Endpoints.only_loopback
+    assert Endpoints.only_loopback == before
 
 
 def test_what_is_exported():

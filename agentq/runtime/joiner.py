@@ -1,0 +1,394 @@
+"""The joiner: gathers model calls that wait into jobs of their provider's batch endpoint, and takes the answers in.
+
+It runs beside the scheduler, in the same process. Several may run: a call is marked with its job by one conditional
+update, a job is worked on by whoever holds its lease, and an answer enters its run as any outcome does, by a
+conditional commit. A crash at any point costs no call twice: a job that may have been handed in is looked for at the
+provider by its name, and an answer that is in its run already is not counted again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Any, BinaryIO, cast
+
+from agentq.engine import advance, commit, joining
+from agentq.engine.commit import Commit
+from agentq.engine.decision import Decision, Failed, Replied
+from agentq.engine.effects import effect
+from agentq.errors import AgentqError, ProviderError
+from agentq.llm.jobs import MAX_JOB_BYTES, JobLine, JobState, OpenAiJobs, decode, encode
+from agentq.place import place as where_in_code
+from agentq.protocol import TERMINAL, Hint, Pool
+from agentq.runtime.runtime import CrashPoint, Publish, Reply, finish, no_crash
+from agentq.store.api import Store, Verdict
+from agentq.store.jobs import LEASE, Jobs
+from schemas.catalog import Bundle, ModelSpec
+from schemas.job import JobDoc, Place, custom_id, place_of
+from schemas.llm import LlmCall
+from schemas.run import RunDoc
+
+log = logging.getLogger(__name__)
+
+GROUP = 50  # calls taken in together: the admission shares the process and must not wait
+FULL_QUEUE_MS = 250  # how long hints may wait in a pool's queue before no more answers are taken in
+MANY_TRIES = 8  # failures in a row to hand a job in before its calls are made live
+LOOK_S = (1.0, 60.0)  # how often a job is looked at: a tenth of its age, within these bounds
+LOST_AFTER = timedelta(days=3)  # a job that the provider cannot tell of for so long is given up
+
+
+class Joiner:
+    """``tick`` does everything there is to do now."""
+
+    def __init__(
+        self,
+        store: Store,
+        jobs: Jobs,
+        provider: OpenAiJobs,
+        publish: Publish,
+        *,
+        name: str,
+        reply: Reply,
+        max_attempts: int,
+        crash: CrashPoint = no_crash,
+    ) -> None:
+        self._store = store
+        self._jobs = jobs
+        self._provider = provider
+        self._publish = publish
+        self._name = f"{name}:{secrets.token_hex(4)}"
+        self._reply = reply
+        self._max_attempts = max_attempts
+        self._crash = crash
+        self._bundles: dict[str, Bundle] = {}
+
+    async def run(self, interval_s: float) -> None:
+        """Tick until cancelled; an outage is reported and waited out."""
+        while True:
+            try:
+                await self.tick()
+            except AgentqError as error:
+                log.warning("the joiner waits: %s", error)
+            except Exception as error:  # noqa: BLE001 - ending here would leave every job unanswered, in silence
+                log.error("the joiner waits: %s", where_in_code(error))
+            await asyncio.sleep(interval_s)
+
+    async def tick(self) -> None:
+        """Gather calls into jobs, then see to every job that is due. Raises ``Unavailable``."""
+        for endpoint in await self._jobs.endpoints():
+            await self._gather(endpoint)
+        for job_id in await self._jobs.due():
+            if (job := await self._jobs.take(job_id, self._name)) is not None:
+                await self._see_to(job)
+
+    # -- gathering --------------------------------------------------------------------------------------------------
+
+    async def _gather(self, endpoint: str) -> None:
+        first = await self._jobs.waiting(endpoint, 1)
+        run = await self._store.load(first[0].run_id) if first else None
+        if run is None or "joins" not in run:
+            return
+        spec = (await self._call(run, run["joins"]["step"])).model.batch_endpoint
+        assert spec is not None, "a call is deferred only where its model has the endpoint"
+        waiting = await self._jobs.waiting(endpoint, spec.most)
+        gathered = joining.gather(waiting, spec, await self._jobs.turnaround_s(endpoint), self._store.now())
+        if gathered.live:
+            runs = await self._jobs.runs([call.run_id for call in gathered.live])
+            await self._release([run for run in runs.values() if "job" not in run.get("joins", {})], "window_at_risk")
+        if gathered.job:
+            await self._see_to(await self._jobs.begin(endpoint, gathered.job, self._name))
+
+    # -- one job ----------------------------------------------------------------------------------------------------
+
+    async def _see_to(self, job: JobDoc) -> None:
+        """Everything that is to be done about a job now; one that cannot be handled does not stop the others."""
+        job_id = job["_id"]
+        try:
+            async with self._leased(job_id):
+                if job["status"] == "open":
+                    await self._send(job)
+                elif job["status"] == "sending":
+                    await self._find_or_send(job)
+                else:
+                    await self._look(job)
+        except ProviderError as error:
+            await self._put_off(job_id, error)
+        except AgentqError as error:
+            log.warning("job %s is left as it is: %s", job_id, error.code)
+        except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
+            log.error("job %s is left as it is: %s", job_id, where_in_code(error))
+            await self._note(job_id, due=self._store.now() + timedelta(seconds=LOOK_S[1]))
+
+    @contextlib.asynccontextmanager
+    async def _leased(self, job_id: str) -> AsyncIterator[None]:
+        """Keep the job's lease, however long the provider takes."""
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(LEASE.total_seconds() / 3)
+                with contextlib.suppress(AgentqError):
+                    await self._jobs.take(job_id, self._name)
+
+        keeping = asyncio.create_task(keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+
+    async def _note(self, job_id: str, **fields: Any) -> None:
+        if not await self._jobs.note(job_id, self._name, **fields):
+            raise AgentqError("Another scheduler works on the job.", code="lease_lost")
+
+    async def _send(self, job: JobDoc) -> None:
+        """Write the job's calls into a file and hand it in."""
+        with tempfile.TemporaryFile() as file:
+            model, batches, count = await self._write(job, cast("BinaryIO", file))
+            if model is None:
+                await self._note(job["_id"], status="done", live=False, error="empty")
+                return
+            # From here on the provider may have it.
+            await self._note(job["_id"], status="sending", calls=count, batches=sorted(batches))
+            self._crash("job_sending")
+            provider_id = await self._provider.send(model, cast("BinaryIO", file), job["_id"])
+        self._crash("job_sent")
+        await self._sent(job["_id"], provider_id)
+        log.info("job %s: %d calls handed in to %s", job["_id"], count, job["endpoint"])
+
+    async def _sent(self, job_id: str, provider_id: str) -> None:
+        now = self._store.now()
+        due = now + timedelta(seconds=LOOK_S[0])
+        await self._note(job_id, status="sent", provider_id=provider_id, sent_at=now, due=due, tries=0)
+
+    async def _write(self, job: JobDoc, file: BinaryIO) -> tuple[ModelSpec | None, set[str], int]:
+        """The calls of a job into a file; what it has no room for waits for another job."""
+        model: ModelSpec | None = None
+        batches: set[str] = set()
+        count, after = 0, ""
+        while runs := await self._jobs.members(job, after, GROUP):
+            for run in runs:
+                step_id = run["joins"]["step"]
+                call = await self._call(run, step_id)
+                line = encode(call, custom_id(Place(run["_id"], step_id, run["steps"][step_id]["attempt"])))
+                if count and file.tell() + len(line) > MAX_JOB_BYTES:
+                    await self._jobs.leave([run["_id"]], job["_id"])
+                    continue
+                file.write(line)
+                model, count = call.model, count + 1
+                batches.add(run["batch"]["id"])
+            after = runs[-1]["_id"]
+        return model, batches, count
+
+    async def _find_or_send(self, job: JobDoc) -> None:
+        """Nobody knows whether the provider has the job: look for it by its name first."""
+        model, _ = await self._model(job)
+        found = await self._provider.find(model, job["_id"], job["created_at"])
+        await (self._send(job) if found is None else self._sent(job["_id"], found))
+
+    async def _look(self, job: JobDoc) -> None:
+        model, wanted = await self._model(job)
+        now = self._store.now()
+        state = await self._provider.look(model, job["provider_id"])
+        if state.ended:
+            await self._take_in(job, model, state)
+            return
+        if job["status"] == "sent" and (not wanted or now >= job["until"]):
+            await self._provider.cancel(model, job["provider_id"])
+            await self._note(job["_id"], status="cancelling")
+            log.warning("job %s is cancelled: %s", job["_id"], "window at risk" if wanted else "nobody waits for it")
+        age_s = (now - job["sent_at"]).total_seconds()
+        pause_s = min(max(age_s / 10, LOOK_S[0]), LOOK_S[1])
+        await self._note(job["_id"], due=now + timedelta(seconds=pause_s), tries=0)
+
+    async def _put_off(self, job_id: str, error: ProviderError) -> None:
+        """The provider would not, or cannot be reached: try again later; a job that it has not got is given up."""
+        job = await self._jobs.load(job_id)
+        if job is None:
+            return
+        now, tries = self._store.now(), job["tries"] + 1
+        unsent = job["status"] in ("open", "sending")
+        hopeless = not error.retryable or tries >= MANY_TRIES or now >= job["until"]
+        log.warning("job %s: %s", job_id, error)
+        if (unsent and hopeless) or now - job["created_at"] > LOST_AFTER:
+            await self._release_members(job, error.code)
+            await self._note(job_id, status="given_up", live=False, error=error.code)
+            return
+        pause_s = error.retry_after_s or min(LOOK_S[0] * 2.0**tries, LOOK_S[1])
+        await self._note(job_id, due=now + timedelta(seconds=pause_s), tries=tries)
+
+    # -- answers ----------------------------------------------------------------------------------------------------
+
+    async def _take_in(self, job: JobDoc, model: ModelSpec, state: JobState) -> None:
+        """Every answer into its run; who got none is made live."""
+        now, answered, cost = self._store.now(), 0, 0
+        group: list[JobLine] = []
+        async for line in self._provider.answers(model, state):
+            group.append(line)
+            if len(group) == GROUP:
+                answered, cost = await self._take_in_group(job, group, answered, cost)
+                group = []
+        answered, cost = await self._take_in_group(job, group, answered, cost)
+        await self._release_members(job, state.error or f"job_{state.status}")
+        await self._note(
+            job["_id"], status="done", live=False, ended_at=now, answered=answered, cost_nano_usd=cost,
+            error=state.error,
+        )  # fmt: skip
+        log.info("job %s: %s, %d of %d calls answered", job["_id"], state.status, answered, job["calls"])
+        with contextlib.suppress(ProviderError):
+            await self._provider.forget(model, state.files)
+
+    async def _take_in_group(self, job: JobDoc, lines: Sequence[JobLine], count: int, cost: int) -> tuple[int, int]:
+        await self._wait_for_room()
+        places = [(line, place) for line in lines if (place := place_of(line.custom_id)) is not None]
+        runs = await self._jobs.runs([place.run_id for _, place in places])
+        hints: list[tuple[Pool, Hint]] = []
+        costs = await asyncio.gather(
+            *(self._one(job, runs[place.run_id], place, line, hints) for line, place in places if place.run_id in runs)
+        )
+        if hints:
+            await self._publish(hints)
+        return count + sum(1 for line, _ in places if line.status), cost + sum(costs)
+
+    async def _one(self, job: JobDoc, run: RunDoc, place: Place, line: JobLine, hints: list[tuple[Pool, Hint]]) -> int:
+        """One answer into its run; what it cost, in nano-dollars."""
+        while True:
+            call = await self._call_of(job, run, place)
+            at_ms = int(self._store.now().timestamp() * 1000)
+            if call is None:
+                return await self._late(job, run, place, line)
+            cost = 0
+            if line.status == 0:
+                decision = joining.release(run, at_ms, "not_answered")
+            else:
+                outcome = _outcome(call, line, at_ms)
+                cost = outcome.reply.cost_nano_usd if isinstance(outcome, Replied) else 0
+                bundle = await self._bundle(run)
+                decision = advance.joined(bundle, run, outcome, job["_id"], self._max_attempts)
+            planned = await self._commit(run, decision)
+            if planned is not None:
+                self._crash("job_answer_in")
+                await self._follow(planned, hints)
+                return cost
+            fresh = await self._store.load(run["_id"])
+            if fresh is None:
+                return 0
+            run = fresh
+
+    async def _call_of(self, job: JobDoc, run: RunDoc, place: Place) -> LlmCall | None:
+        """The call of the run that waits for this very answer, None if none does any more."""
+        joins = run.get("joins")
+        if run["status"] in TERMINAL or joins is None or joins.get("job") != job["_id"]:
+            return None
+        if joins["step"] != place.step_id or run["steps"][place.step_id]["attempt"] != place.attempt:
+            return None
+        return joining.discounted(await self._call(run, place.step_id))
+
+    async def _late(self, job: JobDoc, run: RunDoc, place: Place, line: JobLine) -> int:
+        """Nobody waits for the answer: it is in the run already, or its run went on without it. Then it is waste."""
+        if not 200 <= line.status < 300:
+            return 0
+        usage = line.body.get("usage")
+        tokens = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
+        given, made = (one if isinstance(one, int) and one > 0 else 0 for one in tokens)
+        bundle = await self._bundle(run)
+        models = [model for model in bundle.models.values() if joining.endpoint_of(model) == job["endpoint"]]
+        price = models[0].batch_endpoint.price if models and models[0].batch_endpoint else 1.0
+        cost = round(models[0].cost_nano_usd(given, made) * price) if models else 0
+        if not await self._is_in(run, place, job["_id"]):
+            await self._jobs.book_late(run["_id"], job["_id"], cost)
+        return cost
+
+    async def _is_in(self, run: RunDoc, place: Place, job_id: str) -> bool:
+        """Has the run had this job's answer? Its audit trail tells."""
+        told = [*run["events"], *[event async for event in self._store.audit_events(run["_id"])]]
+        return any(
+            event["type"] == "step.joined" and event["step"] == place.step_id and event["data"]["job"] == job_id
+            for event in told
+        )
+
+    async def _follow(self, planned: Commit, hints: list[tuple[Pool, Hint]]) -> None:
+        """What comes after a commit. A next call that may wait for a job as well is deferred at once: told to a pool,
+        thousands of them would stand before everybody's next step."""
+        run = planned.after
+        if run["status"] in TERMINAL:
+            await finish(self._store, self._reply, run)
+            return
+        told = commit.hints(planned)
+        for pool, hint in told:
+            wanted = effect(await self._bundle(run), run, hint.step_id)
+            deferred = (
+                joining.deferral(wanted, run, hint.step_id, self._store.now()) if isinstance(wanted, LlmCall) else None
+            )
+            if deferred is None or await self._commit(run, joining.defer(run, hint.step_id, deferred)) is None:
+                hints.append((pool, hint))
+
+    async def _commit(self, run: RunDoc, decision: Decision) -> Commit | None:
+        """Commit on the condition that the run has not moved and nobody works on its steps; None where it has."""
+        planned = commit.plan(run, decision, now=self._store.now(), unclaimed=tuple(run["steps"]))
+        return planned if await self._store.commit(planned) is Verdict.APPLIED else None
+
+    # -- back to live -----------------------------------------------------------------------------------------------
+
+    async def _release_members(self, job: JobDoc, code: str) -> None:
+        """Whoever still waits for the job is made live; who moves meanwhile is looked at again."""
+        while runs := await self._jobs.members(job, limit=GROUP):
+            await self._wait_for_room()
+            await self._release(runs, code)
+
+    async def _release(self, runs: Sequence[RunDoc], code: str) -> None:
+        hints: list[tuple[Pool, Hint]] = []
+        at_ms = int(self._store.now().timestamp() * 1000)
+        waiting = [run for run in runs if "joins" in run and run["status"] not in TERMINAL]
+        for planned in await asyncio.gather(*(self._commit(run, joining.release(run, at_ms, code)) for run in waiting)):
+            hints += commit.hints(planned) if planned is not None else []
+        if hints:
+            await self._publish(hints)
+
+    async def _wait_for_room(self) -> None:
+        """Hold answers back while hints queue: what they lead to must not stand before others' steps."""
+        for _ in range(20):
+            queues = await self._store.queues()
+            if max((queue.wait_ms for queue in queues.values()), default=0) <= FULL_QUEUE_MS:
+                return
+            await asyncio.sleep(FULL_QUEUE_MS / 1000)
+
+    # -- what is asked ----------------------------------------------------------------------------------------------
+
+    async def _model(self, job: JobDoc) -> tuple[ModelSpec, bool]:
+        """The model of the job's calls, and whether any run still waits for it; if none does, its address only."""
+        runs = await self._jobs.members(job, limit=1)
+        if not runs:
+            return ModelSpec.model_validate(_address(job["endpoint"])), False
+        return (await self._call(runs[0], runs[0]["joins"]["step"])).model, True
+
+    async def _call(self, run: RunDoc, step_id: str) -> LlmCall:
+        wanted = effect(await self._bundle(run), run, step_id)
+        assert isinstance(wanted, LlmCall), "only model calls are deferred"
+        return wanted
+
+    async def _bundle(self, run: RunDoc) -> Bundle:
+        name = run["workflow"]["hash"]
+        if name not in self._bundles:
+            found = await self._store.bundle(name)
+            if found is None:
+                raise AgentqError("The run's workflow version is not registered.", code="unknown_workflow_version")
+            self._bundles[name] = found
+        return self._bundles[name]
+
+
+def _outcome(call: LlmCall, line: JobLine, at_ms: int) -> Replied | Failed:
+    try:
+        return Replied(decode(call, line), at_ms)
+    except ProviderError as error:
+        return Failed(error.code, error.message, error.retryable, error.retry_after_s, at_ms)
+
+
+def _address(endpoint: str) -> dict[str, Any]:
+    """Enough of a model to reach the endpoint that a job is at."""
+    name, _, base_url = endpoint.partition(" at ")
+    provider, _, model = name.partition("/")
+    return {"provider": provider, "model": model, "base_url": base_url or None}
