@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentq.protocol import TERMINAL, NewEvent, Pool
+from agentq.event import NewEvent
+from agentq.protocol import TERMINAL, Pool
 from schemas.chat import Message
 from schemas.llm import LlmReply
 from schemas.run import Entry, Quarantine, Recovery, Result, RunDoc, State, Step, StepKind, Usage
