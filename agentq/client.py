@@ -47,21 +47,9 @@ from agentq.errors import (
     Unavailable,
     UnknownWorkflow,
 )
-from agentq.protocol import (
-    START_STEP,
-    TERMINAL,
-    Event,
-    Hint,
-    NewRun,
-    Pool,
-    Registered,
-    Reply,
-    Request,
-    new_run,
-    new_run_id,
-    parse_request,
-    starts_at,
-)
+from agentq.event import Event
+from agentq.protocol import TERMINAL, Hint, Pool, Request, parse_request
+from agentq.run import START_STEP, NewRun, Registered, Reply, new_run, new_run_id, starts_at
 from agentq.schedule import Schedules
 
 __all__ = ["Client", "Handle", "Outcome"]

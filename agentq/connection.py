@@ -18,7 +18,8 @@ from kombu.utils.objects import cached_property
 from pymongo import MongoClient, ReadPreference
 
 from agentq.gate import Gate
-from agentq.protocol import Hint, Pool, Registered, hint_message, task_name
+from agentq.protocol import Hint, Pool, hint_message, task_name
+from agentq.run import Registered
 from agentq.turns import Turns
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from typing import Any, get_args
 from pymongo.database import Database
 
 from agentq.errors import QueueFull
-from agentq.protocol import POOLS, UNKNOWN_COST, Priority, Request
+from agentq.protocol import POOLS, Priority, Request
+from agentq.run import UNKNOWN_COST
 
 Doc = dict[str, Any]
 FRESH_S = 1.0

@@ -14,7 +14,9 @@ from pymongo import ReturnDocument
 from pymongo.database import Database
 
 from agentq.errors import Conflict
-from agentq.protocol import BACKLOG_LIFE, MAX_INPUT_BYTES, TERMINAL, Request, chain, ends_at, starts_at
+from agentq.event import chain
+from agentq.protocol import MAX_INPUT_BYTES, TERMINAL, Request
+from agentq.run import BACKLOG_LIFE, ends_at, starts_at
 
 Doc = dict[str, Any]
 GHOST = timedelta(seconds=30)  # a place that belongs to a run which was never stored is free after that

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentq.protocol import Pool, Registered, canonical_json
+from agentq.canonical import canonical_json
+from agentq.protocol import Pool
+from agentq.run import Registered
 
 END = "end"  # the name of the node that ends a run
 

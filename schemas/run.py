@@ -1,5 +1,5 @@
 """The run document: one document, one run. The hot path handles it as the plain dict MongoDB gives; these types (which
-Pydantic can validate: ``RUN`` below) say what is in it. ``agentq.protocol.new_run`` gives birth to it."""
+Pydantic can validate: ``RUN`` below) say what is in it. ``agentq.run.new_run`` gives birth to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from agentq.protocol import AuditHead, Backlog, Event, Notify, Pool, Reply
+from agentq.event import AuditHead, Event
+from agentq.protocol import Notify, Pool
+from agentq.run import Backlog, Reply
 from schemas.chat import Message, ToolCall
 
 StepKind = Literal["enter", "route", "turn", "tool", "critique"]

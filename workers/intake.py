@@ -19,18 +19,8 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request as CeleryRequest
 
 from agentq.errors import AgentqError, Conflict, InvalidRequest, QueueFull, Unavailable
-from agentq.protocol import (
-    ASK_TASK,
-    INTAKE_QUEUE,
-    POOLS,
-    SUBMIT_TASK,
-    Reply,
-    Request,
-    new_run_id,
-    parse_request,
-    rejected_run,
-    task_name,
-)
+from agentq.protocol import ASK_TASK, INTAKE_QUEUE, POOLS, SUBMIT_TASK, Request, parse_request, task_name
+from agentq.run import Reply, new_run_id, rejected_run
 from schemas.run import RunDoc
 from workers.host import EngineHost
 from workers.queues import DEAD_QUEUE

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from agentq.batch.chat import BadBody, chat_request
 from agentq.errors import InvalidRequest
-from agentq.protocol import MAX_INPUT_BYTES, MAX_METADATA_BYTES, Priority, Registered, Request, parse_request
+from agentq.protocol import MAX_INPUT_BYTES, MAX_METADATA_BYTES, Priority, Request, parse_request
+from agentq.run import Registered
 from schemas.batch import LineFormat
 
 MAX_LINE_BYTES = 6 * (MAX_INPUT_BYTES + MAX_METADATA_BYTES) + 64 * 1024  # JSON may need six bytes for one

@@ -18,8 +18,10 @@ from itertools import islice
 from typing import Any, BinaryIO, cast
 
 from agentq.batch.lines import Bad, Defaults, Good, parse_line, read_lines
+from agentq.canonical import canonical_json, sha256
 from agentq.errors import Conflict, InvalidRequest, UnknownWorkflow
-from agentq.protocol import UNKNOWN_COST, Notify, Priority, canonical_json, new_run, parse_request, sha256
+from agentq.protocol import Notify, Priority, parse_request
+from agentq.run import UNKNOWN_COST, new_run
 from agentq.store.batches import Batches
 from schemas.batch import (
     BATCH_FORMAT,

@@ -15,7 +15,7 @@ import click
 from agentq.cli.connect import data_dir_option, open_client, open_store
 from agentq.cli.table import one_line, print_table, span
 from agentq.errors import NotFound
-from agentq.protocol import Event
+from agentq.event import Event
 
 if TYPE_CHECKING:
     from agentq.client import Outcome

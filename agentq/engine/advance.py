@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+from agentq.canonical import sha256
 from agentq.engine import budget, joining, parse
 from agentq.engine.decision import (
     Decision,
@@ -25,7 +26,7 @@ from agentq.engine.decision import (
     tries,
 )
 from agentq.engine.nodes import ON_REPLY, Progress, enter, number, on_tool
-from agentq.protocol import NewEvent, sha256
+from agentq.event import NewEvent
 from schemas.catalog import END, Bundle
 from schemas.chat import Message
 from schemas.run import Quarantine, Result, RunDoc, State, Step, Usage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agentq.protocol import AuditHead, Event, event_hash, genesis
+from agentq.event import AuditHead, Event, event_hash, genesis
 
 
 def check(run_id: str, head: AuditHead, events: Iterable[Event]) -> list[str]:

@@ -9,7 +9,9 @@ from typing import Any, cast
 
 from agentq.engine import joining
 from agentq.engine.decision import Decision, Opening, paused
-from agentq.protocol import HINT_GRACE, TERMINAL, Event, Hint, Pool, chain
+from agentq.event import Event, chain
+from agentq.protocol import TERMINAL, Hint, Pool
+from agentq.run import HINT_GRACE
 from schemas.run import Entry, Lease, RunDoc, Step, Waste
 
 PAUSED_LOOK = timedelta(hours=1)  # how often the scheduler looks at a paused run on which nobody works

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from agentq.protocol import TERMINAL, NewEvent, Pool
+from agentq.event import NewEvent
+from agentq.protocol import TERMINAL, Pool
 from schemas.chat import Message
 from schemas.llm import LlmReply
 from schemas.run import AgentVisit, Entry, Quarantine, Recovery, Result, RunDoc, State, Step, StepKind, Usage

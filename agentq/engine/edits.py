@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from agentq.canonical import canonical_json, sha256
 from agentq.errors import InvalidRequest
-from agentq.protocol import canonical_json, sha256
 from schemas.catalog import AgentLimits, AgentNode, Bundle, ModelSpec, RunLimits, ToolNode
 from schemas.run import RunDoc, Step
 

@@ -12,7 +12,8 @@ from agentq.engine.decision import event, shifted, state_of
 from agentq.engine.edits import Edits, budget, edited, target
 from agentq.engine.replay import replay
 from agentq.errors import Conflict, InvalidRequest
-from agentq.protocol import RUN_FORMAT, UNKNOWN_COST, chain, genesis
+from agentq.event import chain, genesis
+from agentq.run import RUN_FORMAT, UNKNOWN_COST
 from schemas.catalog import Bundle
 from schemas.run import RunDoc, State, Step
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from agentq.engine.decision import Decision, Deferred, Opening, event, shifted, state_of
-from agentq.protocol import NewEvent
+from agentq.event import NewEvent
 from schemas.catalog import BatchEndpoint, ModelSpec
 from schemas.llm import LlmCall
 from schemas.run import Entry, Joins, RunDoc, Step

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+from agentq.canonical import sha256
 from agentq.engine import budget, parse, prompts
 from agentq.engine.decision import Observed, Opening, Replied, event, state_of, tries
-from agentq.protocol import NewEvent, sha256
+from agentq.event import NewEvent
 from schemas.catalog import AgentNode, AgentSpec, Bundle, CriticNode, RouteNode, ToolNode
 from schemas.chat import Message, ToolCall
 from schemas.run import AgentVisit, RunDoc, State, Step

@@ -11,7 +11,8 @@ from agentq.engine.advance import advance, enter_run
 from agentq.engine.commit import plan
 from agentq.engine.decision import outcome_of, shifted
 from agentq.errors import Conflict, NotFound
-from agentq.protocol import START_STEP, genesis
+from agentq.event import genesis
+from agentq.run import START_STEP
 from schemas.catalog import NODE_POOL, Bundle, RunLimits, ToolNode
 from schemas.run import Entry, RunDoc, Step
 

@@ -16,10 +16,11 @@ from typing import cast
 import aiohttp
 from yarl import URL
 
+from agentq.canonical import canonical_json
 from agentq.notify.address import Guard, Lookup, Pinned, look_up
 from agentq.notify.failure import NotDelivered
 from agentq.notify.signature import DEFAULT_SECRET, Secrets, signature
-from agentq.protocol import Webhook, canonical_json
+from agentq.protocol import Webhook
 from schemas.delivery import Delivery
 
 TIMEOUT_S = 15.0

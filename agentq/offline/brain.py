@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
+from agentq.canonical import canonical_json, sha256
 from agentq.offline import critic, route
 from agentq.offline.compose import compose
 from agentq.offline.plan import Want, make_plan
 from agentq.offline.prompt import Prompt, Reply, Turn, read_turn
-from agentq.protocol import canonical_json, sha256
 
 STAND_IN = (
     "I am agentq's offline stand-in, not a language model: I route, call tools, extract and check, and without tools I "

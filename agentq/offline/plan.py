@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agentq.canonical import canonical_json
 from agentq.offline.observe import Observation, observe
 from agentq.offline.parts import NAMED_THING, Part, meaning, mood, split
 from agentq.offline.prompt import Called, Turn
 from agentq.offline.text import coverage, sentences, stems
 from agentq.offline.toolbox import Param, Tool, Toolbox, find, fit, pick, shorten, toolbox
-from agentq.protocol import canonical_json
 
 MAX_ENTITIES = 5  # calls of one tool for one part
 ENOUGH_COVERED = 0.6  # share of a question's words that a tool must speak of to make a search needless

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from agentq.canonical import sha256
 from agentq.errors import InvalidRequest
 from agentq.offline.brain import prompt_tokens, reply_tokens
 from agentq.offline.prompt import Prompt, Reply
-from agentq.protocol import sha256
 from schemas.chat import Message, ToolCall, ToolSchema
 
 Api = Literal["openai", "anthropic"]

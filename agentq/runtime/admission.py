@@ -24,7 +24,8 @@ from agentq.engine.admission import CLASSES, Books, Decision, Line, Quota, Waiti
 from agentq.engine.window import Sight, Window, adapt
 from agentq.errors import AgentqError
 from agentq.place import place
-from agentq.protocol import START_STEP, Hint, Pool, Priority
+from agentq.protocol import Hint, Pool, Priority
+from agentq.run import START_STEP
 from agentq.runtime.flights import Flights, Rates
 from agentq.runtime.runtime import CrashPoint, Publish, no_crash
 from agentq.store.api import Queue

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from agentq.protocol import LEAST_COST, UNKNOWN_COST, Pool, Priority
+from agentq.protocol import Pool, Priority
+from agentq.run import LEAST_COST, UNKNOWN_COST
 from agentq.store.backlog import Backlog
 
 SMOOTH_S = 5.0  # throughput is an average over about so many seconds

@@ -23,7 +23,8 @@ from agentq.engine.fork import Forked, fork
 from agentq.engine.replay import hashes
 from agentq.engine.stuck import Stuck, stuck
 from agentq.errors import AgentqError, Conflict, InvalidRequest, NotFound
-from agentq.protocol import TERMINAL, new_run_id
+from agentq.protocol import TERMINAL
+from agentq.run import new_run_id
 from agentq.store import documents
 from agentq.store.api import Letters, Store, Verdict
 from schemas.catalog import Bundle

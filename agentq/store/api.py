@@ -12,7 +12,8 @@ from enum import Enum
 from typing import Any, Literal, NamedTuple, Protocol
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import Event, Hint, Pool
+from agentq.event import Event
+from agentq.protocol import Hint, Pool
 from schemas.catalog import Bundle
 from schemas.chat import Message
 from schemas.run import RunDoc

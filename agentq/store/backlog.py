@@ -16,7 +16,8 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 
 from agentq.engine.admission import CLASSES, Waiting
-from agentq.protocol import HINT_GRACE, TERMINAL, Pool, Priority
+from agentq.protocol import TERMINAL, Pool, Priority
+from agentq.run import HINT_GRACE
 from schemas.catalog import NODE_POOL, Bundle
 
 T = TypeVar("T")

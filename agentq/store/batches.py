@@ -20,7 +20,8 @@ from pymongo.write_concern import WriteConcern
 
 from agentq.engine.tally import Tally, slots, tally
 from agentq.errors import Unavailable
-from agentq.protocol import TERMINAL, Registered
+from agentq.protocol import TERMINAL
+from agentq.run import Registered
 from schemas.batch import (
     EXPIRED,
     BadLine,

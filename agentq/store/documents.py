@@ -7,7 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
-from agentq.protocol import RUN_FORMAT, START_STEP, Event, Hint, Pool
+from agentq.event import Event
+from agentq.protocol import Hint, Pool
+from agentq.run import RUN_FORMAT, START_STEP
 from agentq.store.api import Dead, Held, Letters, Queue, Verdict
 from schemas.chat import Message
 from schemas.run import RunDoc

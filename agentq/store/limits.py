@@ -14,7 +14,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from agentq.engine.audit import check
 from agentq.errors import InvalidRequest, NotFound
-from agentq.protocol import AuditHead, Event, NewEvent, chain, genesis
+from agentq.event import AuditHead, Event, NewEvent, chain, genesis
 from agentq.store.backlog import Limit, limit_of
 from agentq.store.mongo import MongoStore
 

@@ -12,7 +12,9 @@ from typing import Any, cast
 
 from agentq.engine.commit import Commit, Grant
 from agentq.engine.delivery import of_run
-from agentq.protocol import RUN_FORMAT, START_STEP, TERMINAL, Event, Hint, Pool
+from agentq.event import Event
+from agentq.protocol import TERMINAL, Hint, Pool
+from agentq.run import RUN_FORMAT, START_STEP
 from agentq.store import documents
 from agentq.store.api import Dead, Held, Letters, Queue, Verdict
 from schemas.catalog import Bundle

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from agentq.engine.admission import CLASSES, Waiting
-from agentq.protocol import HINT_GRACE, START_STEP, TERMINAL, Pool, Priority
+from agentq.protocol import TERMINAL, Pool, Priority
+from agentq.run import HINT_GRACE, START_STEP
 from agentq.store import documents
 from agentq.store.backlog import ACTIVE, Ended, Flying, Limit, routes_of
 from agentq.store.memory import MemoryStore

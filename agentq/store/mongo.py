@@ -36,8 +36,10 @@ from agentq.clock import elapsed_s
 from agentq.engine.commit import Commit, Grant
 from agentq.engine.delivery import of_run
 from agentq.errors import AgentqError, ConfigError, Unavailable
+from agentq.event import AuditHead, Event
 from agentq.group import Group
-from agentq.protocol import RUN_FORMAT, TERMINAL, AuditHead, Event, Hint, Pool
+from agentq.protocol import TERMINAL, Hint, Pool
+from agentq.run import RUN_FORMAT
 from agentq.store import documents
 from agentq.store.api import Dead, Held, Letters, Queue, Verdict
 from agentq.store.backlog import BACKLOG_INDEXES, MongoBacklog

@@ -13,7 +13,8 @@ import pytest
 from agentq.engine import advance
 from agentq.engine.commit import Grant, plan
 from agentq.engine.recovery import look
-from agentq.protocol import Hint, Request, new_run
+from agentq.protocol import Hint, Request
+from agentq.run import new_run
 from agentq.runtime.admission import Admission
 from agentq.store.api import Store, Verdict
 from agentq.store.backlog import Backlog, Limit

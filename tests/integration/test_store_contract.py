@@ -12,7 +12,8 @@ import pytest
 from agentq.engine import advance
 from agentq.engine.commit import Commit, Grant, plan
 from agentq.engine.decision import Observed, Replied
-from agentq.protocol import RUN_FORMAT, Hint, Request, new_run
+from agentq.protocol import Hint, Request
+from agentq.run import RUN_FORMAT, new_run
 from agentq.store.api import Held, Queue, Store, Verdict
 from agentq.store.memory import MemoryStore
 from agentq.store.mongo import MongoStore

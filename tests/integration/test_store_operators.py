@@ -11,7 +11,8 @@ from agentq.engine.decision import Failed
 from agentq.engine.edits import Edits
 from agentq.engine.replay import agrees
 from agentq.errors import InvalidRequest
-from agentq.protocol import Hint, rejected_run
+from agentq.protocol import Hint
+from agentq.run import rejected_run
 from agentq.store.api import Letters, Verdict
 from schemas.run import RUN, RunDoc
 from tests.integration.test_store_contract import BUNDLE, Bench, bench, claimed, decide, replied, routed

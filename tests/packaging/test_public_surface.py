@@ -67,13 +67,9 @@ def test_the_request_and_the_protocol() -> None:
     assert [*Request.model_fields] == parameters(Client.submit)
     assert defined(agentq.protocol) == sorted(
         [
-            "ASK_TASK", "AuditHead", "BACKLOG_LIFE", "Backlog", "ConversationPolicy", "DEBOUNCE_S", "LEAST_COST",
-            "Moment", "UNKNOWN_COST", "ends_at", "starts_at", "Event", "FollowUp", "Notify", "Webhook", "HINT_GRACE",
-            "Hint", "INTAKE_QUEUE", "MAX_DEPTH", "MAX_INPUT_BYTES",
-            "MAX_METADATA_BYTES", "NewEvent", "NewRun", "POOLS", "Pool", "Priority", "RUN_FORMAT", "Registered",
-            "Reply", "Request", "RunStatus", "START_STEP", "SUBMIT_TASK", "TERMINAL", "canonical_json", "chain",
-            "event_hash", "genesis", "hint_message", "new_run", "new_run_id", "open_step", "parse_request",
-            "rejected_run", "sha256", "task_name", "utc",
+            "ASK_TASK", "ConversationPolicy", "FollowUp", "Hint", "INTAKE_QUEUE", "MAX_DEPTH", "MAX_INPUT_BYTES",
+            "MAX_METADATA_BYTES", "Moment", "Notify", "POOLS", "Pool", "Priority", "Request", "RunStatus",
+            "SUBMIT_TASK", "TERMINAL", "Webhook", "hint_message", "parse_request", "task_name",
         ]
     )  # fmt: skip
 

@@ -18,7 +18,8 @@ from datetime import datetime, timedelta
 from agentq.engine import audit
 from agentq.engine.commit import Commit
 from agentq.engine.replay import agrees
-from agentq.protocol import TERMINAL, Event, Hint
+from agentq.event import Event
+from agentq.protocol import TERMINAL, Hint
 from schemas.catalog import Bundle
 from schemas.run import RUN, RunDoc
 from tests.simulation.loop import Clock, Process

@@ -15,7 +15,8 @@ from unittest import mock
 from agentq.engine import advance, budget, commit, recovery
 from agentq.engine.commit import Commit, Grant
 from agentq.engine.decision import Decision, Outcome
-from agentq.protocol import Event, Hint
+from agentq.event import Event
+from agentq.protocol import Hint
 from agentq.runtime import perform, runtime, scheduler
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.runtime import Runtime

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from agentq.engine.commit import Commit, Grant
 from agentq.errors import AgentqError, ProviderError, Unavailable
-from agentq.protocol import Event, Hint, Pool
+from agentq.event import Event
+from agentq.protocol import Hint, Pool
 from agentq.runtime.leases import LeaseKeeper
 from agentq.store.api import Held, Queue, Verdict
 from agentq.store.memory import MemoryStore

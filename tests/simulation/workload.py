@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from agentq.protocol import NewRun, Registered, Request, new_run
+from agentq.protocol import Request
+from agentq.run import NewRun, Registered, new_run
 from schemas.catalog import Bundle, ToolSpec
 from schemas.chat import ToolCall
 from schemas.llm import LlmCall, LlmReply

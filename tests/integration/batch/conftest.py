@@ -17,7 +17,7 @@ from pymongo import MongoClient
 from agentq.batch.submit import Order, Submission, submit_file
 from agentq.engine import commit
 from agentq.engine.decision import Decision, event
-from agentq.protocol import START_STEP
+from agentq.run import START_STEP
 from agentq.runtime.bookkeeper import Bookkeeper
 from agentq.runtime.runtime import finish
 from agentq.runtime.scheduler import Scheduler

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentq.protocol import Request, new_run, new_run_id
+from agentq.protocol import Request
+from agentq.run import new_run, new_run_id
 from agentq.runtime.admission import Admission
 from schemas.batch import BatchDoc, flow
 from tests.integration.batch.conftest import BUNDLE, Yard, lines

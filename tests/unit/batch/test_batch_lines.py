@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentq.batch import lines
 from agentq.batch.lines import Bad, Defaults, Good, parse_line, read_lines
-from agentq.protocol import Registered
+from agentq.run import Registered
 
 KNOWN: Registered = {
     "name": "default", "hash": "h", "start_pool": "router", "start_recovery": "retry", "max_wall_s": 60.0,

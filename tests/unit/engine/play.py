@@ -10,7 +10,8 @@ from agentq.engine import advance
 from agentq.engine.commit import Commit, plan
 from agentq.engine.decision import Decision, Failed, Observed, Outcome, Replied
 from agentq.engine.effects import ToolCallEffect, effect
-from agentq.protocol import Request, new_run
+from agentq.protocol import Request
+from agentq.run import new_run
 from schemas.catalog import Bundle
 from schemas.llm import LlmCall, LlmReply
 from schemas.run import RUN, Entry, RunDoc

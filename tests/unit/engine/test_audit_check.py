@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentq.engine.audit import check
-from agentq.protocol import AuditHead, Event, chain, event_hash, genesis
+from agentq.event import AuditHead, Event, chain, event_hash, genesis
 
 DATA = st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5), max_size=3)
 NEWS = st.lists(

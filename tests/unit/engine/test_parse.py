@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentq.canonical import canonical_json
 from agentq.engine import parse
-from agentq.protocol import canonical_json
 
 WORDS = st.text(max_size=30) | st.sampled_from(
     ["ROUTE_TO:", "REASON:", "Action:", "Action Input:", "Observation:", "Final Answer:", "```json\n", "```",

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm_calls import CLOSED, a_call
 
+from agentq.canonical import canonical_json
 from agentq.errors import ProviderError
 from agentq.llm import anthropic, errors, openai, wire
-from agentq.protocol import canonical_json
 
 CODECS = {"openai": openai, "anthropic": anthropic}
 

@@ -11,14 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentq.errors import InvalidRequest
-from agentq.protocol import (
-    MAX_INPUT_BYTES,
-    Registered,
-    Request,
-    new_run,
-    parse_request,
-    rejected_run,
-)
+from agentq.protocol import MAX_INPUT_BYTES, Request, parse_request
+from agentq.run import Registered, new_run, rejected_run
 from schemas.run import RUN
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

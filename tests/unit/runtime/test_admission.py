@@ -14,7 +14,8 @@ from agentq.engine import advance
 from agentq.engine.commit import plan
 from agentq.engine.window import Window
 from agentq.errors import AgentqError
-from agentq.protocol import LEAST_COST, Request, new_run
+from agentq.protocol import Request
+from agentq.run import LEAST_COST, new_run
 from agentq.runtime.admission import CALM_S, LEASE_MS, Admission
 from agentq.runtime.flights import Flights
 from agentq.store.backlog import Limit

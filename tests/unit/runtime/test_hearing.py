@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agentq.protocol import Hint, Request, new_run
+from agentq.protocol import Hint, Request
+from agentq.run import new_run
 from agentq.runtime.hearing import PROBE_HINTS, Hearing
 from agentq.runtime.scheduler import Scheduler
 from agentq.store.memory import MemoryStore

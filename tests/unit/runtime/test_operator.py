@@ -14,7 +14,7 @@ from agentq.engine.commit import plan
 from agentq.engine.edits import Edits
 from agentq.engine.replay import agrees
 from agentq.errors import Conflict, InvalidRequest, NotFound, ProviderError, Unavailable
-from agentq.protocol import rejected_run
+from agentq.run import rejected_run
 from agentq.runtime.operator import Operator, affected, retry_many
 from agentq.store.api import Letters, Verdict
 from agentq.testing import ScriptedLlm, calls_tool, says

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from agentq.protocol import POOLS, Hint, Pool, Request, chain, genesis, new_run
+from agentq.event import chain, genesis
+from agentq.protocol import POOLS, Hint, Pool, Request
+from agentq.run import new_run
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.runtime import Limits, Runtime
 from agentq.runtime.scheduler import Scheduler

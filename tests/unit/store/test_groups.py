@@ -11,7 +11,8 @@ import pytest
 from agentq.engine import advance
 from agentq.engine.commit import Commit, Grant, plan
 from agentq.engine.decision import Replied
-from agentq.protocol import Hint, Request, new_run
+from agentq.protocol import Hint, Request
+from agentq.run import new_run
 from agentq.store.api import Verdict
 from agentq.store.mongo import MongoStore
 from schemas.llm import LlmReply
