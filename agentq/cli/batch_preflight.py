@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,6 +17,7 @@ from agentq.batch.estimate import history
 from agentq.batch.lines import Bad, Defaults, Good
 from agentq.batch.submit import Ids, Order, defaults_for, digest, lines_of, new_batch, submit_lines
 from agentq.cli.batch_watch import span, watch_batch
+from agentq.engine.joining import part_of_price
 
 if TYPE_CHECKING:
     from agentq.store.mongo import MongoStore
@@ -32,22 +33,33 @@ async def dry_run(store: MongoStore, file: BinaryIO, order: Order, sample: int |
         preflight.forecast(name, checked, history(await store.batches.history(name)))
         for name in sorted(checked.workflows)
     ]
+    parts = {one.workflow: await _part_of_price(store, order, defaults, one.workflow) for one in found}
     if as_json:
         bad = [line.as_error() for line in checked.first_bad]
         facts = {
             "good": checked.good,
             "bad": checked.bad,
             "first_bad": bad,
-            "workflows": [asdict(one) for one in found],
+            "workflows": [asdict(one) | {"part_of_price": parts[one.workflow]} for one in found],
         }
         click.echo(json.dumps(facts))
     else:
-        for line in report(checked, found):
+        for line in report(checked, found, parts):
             click.echo(line)
     return 0 if checked.good else 1
 
 
-def report(checked: preflight.Checked, found: list[preflight.Forecast]) -> Iterator[str]:
+async def _part_of_price(store: MongoStore, order: Order, defaults: Defaults, workflow: str) -> float | None:
+    """What part of the price the order's window may leave of it, see ``agentq.engine.joining``."""
+    if order.complete_by is None or order.live:
+        return None
+    bundle = await store.bundle(defaults.workflows[workflow]["hash"])
+    return part_of_price(bundle.models.values(), order.complete_by - store.now()) if bundle is not None else None
+
+
+def report(
+    checked: preflight.Checked, found: list[preflight.Forecast], parts: Mapping[str, float | None]
+) -> Iterator[str]:
     """For people."""
     yield f"{checked.good + checked.bad:,} lines: {checked.good:,} good, {checked.bad:,} bad. Nothing was submitted."
     for bad in checked.first_bad:
@@ -66,6 +78,9 @@ def report(checked: preflight.Checked, found: list[preflight.Forecast]) -> Itera
             f"  cost    about ${one.expected / 1e9:.6f}: from ${one.low / 1e9:.6f} (P50, ${known.cost_p50 / 1e9:.6f} a "
             f"line) to ${one.high / 1e9:.6f} (P90, ${known.cost_p90 / 1e9:.6f} a line)"
         )
+        if (part := parts[one.workflow]) is not None:
+            least = f"down to ${one.expected * part / 1e9:.6f}" if part < 1 else "for some of it"
+            yield f"  window  calls may wait for the provider's batch endpoint, {least}; --live makes them at once"
         pace = f"at {known.rate:.1f} lines/s, the best rate of late" if known.rate else "one line after the other"
         yield f"  time    about {span(one.seconds)} {pace}"
         yield f"  from    {known.runs:,} earlier runs of this workflow"

@@ -13,7 +13,7 @@ job stands still: neither its deadline nor its agents' clocks come nearer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -54,6 +54,20 @@ def discounted(call: LlmCall) -> LlmCall:
         "output_usd_per_mtok": model.output_usd_per_mtok * price,
     }
     return replace(call, model=model.model_copy(update=prices))
+
+
+def part_of_price(models: Iterable[ModelSpec], left: timedelta) -> float | None:
+    """The part of the live price that a run costs if every call that may be joined is. ``left`` of its window.
+    None: no call of it may be. Where models differ, the dearest counts."""
+    until = left - left / RESERVE
+    parts = [
+        model.batch_endpoint.price
+        if model.batch_endpoint is not None and timedelta(seconds=model.batch_endpoint.turnaround_s) <= until
+        else 1.0
+        for model in models
+    ]
+    dearest = max(parts, default=1.0)
+    return dearest if min(parts, default=1.0) < 1.0 else None
 
 
 class Deferral(NamedTuple):

@@ -63,15 +63,14 @@ class Jobs:
     # -- gathering --------------------------------------------------------------------------------------------------
 
     async def endpoints(self) -> list[str]:
-        """The endpoints for which a call waits that is in no job."""
-        pipeline: list[Doc] = [
-            {"$match": {"joins.endpoint": {"$exists": True}, "joins.job": None}},
-            {"$group": {"_id": "$joins.endpoint"}},
-        ]
-        if await self._answer(self._runs.find_one(pipeline[0]["$match"], {"_id": 1}, hint="joins")) is None:
-            return []
-        found = await self._answer(self._runs.aggregate(pipeline, hint="joins"))
-        return sorted(one["_id"] for one in await self._answer(found.to_list()))
+        """The endpoints for which a call waits that is in no job. One seek each, however many calls wait."""
+        found: list[str] = [""]
+        while True:
+            others = {"joins.endpoint": {"$gt": found[-1]}, "joins.job": None}
+            following = self._runs.find_one(others, {"joins": 1}, sort=[("joins.endpoint", ASCENDING)], hint="joins")
+            if (doc := await self._answer(following)) is None:
+                return found[1:]
+            found.append(doc["joins"]["endpoint"])
 
     async def waiting(self, endpoint: str, most: int) -> list[Deferral]:
         """The calls that wait for a job of the endpoint and are in none, the longest waiting first."""

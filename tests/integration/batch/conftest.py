@@ -61,6 +61,7 @@ class Yard:
         self.ahead = timedelta(0)
         store.now = self._now_of(store.now)  # type: ignore[method-assign]
         store.batches._now = store.now
+        store.jobs._now = store.now
 
     def _now_of(self, real: Any) -> Any:
         return lambda: real() + self.ahead

@@ -64,8 +64,15 @@ def test_preflight_counts_lines_and_multiplies() -> None:
     assert (known.lines, known.low, known.expected, known.high) == (1, 2_000, 3_000, 4_000)
     unknown = preflight.forecast("support_desk", checked, None)
     assert unknown.expected is None
-    told = "\n".join(report(checked, [known, unknown]))
-    for word in ("3 lines: 2 good, 1 bad", "line 3: duplicate_id", "2 earlier runs", "not known", "--sample"):
+    told = "\n".join(report(checked, [known, unknown], {known.workflow: 0.5, unknown.workflow: None}))
+    for word in (
+        "3 lines: 2 good, 1 bad",
+        "down to $0.000002",
+        "line 3: duplicate_id",
+        "2 earlier runs",
+        "not known",
+        "--sample",
+    ):
         assert word in told
 
 
