@@ -88,11 +88,12 @@ class Gathered(NamedTuple):
 def gather(waiting: Sequence[Deferral], endpoint: BatchEndpoint, turnaround_s: float | None, now: datetime) -> Gathered:
     """``waiting``: the longest first. A job is made when it is full or when the first call has waited long enough.
 
-    ``turnaround_s``: what the endpoint's latest jobs took at most; None if there was none.
+    ``turnaround_s``: what the endpoint's latest jobs took at most, infinite if it would have none; None if that is not
+    known.
     """
-    needed = timedelta(seconds=endpoint.turnaround_s if turnaround_s is None else turnaround_s)
-    live = [call for call in waiting if now + needed > call.until]
-    rest = [call for call in waiting if now + needed <= call.until][: endpoint.most]
+    needed_s = endpoint.turnaround_s if turnaround_s is None else turnaround_s
+    live = [call for call in waiting if (call.until - now).total_seconds() < needed_s]
+    rest = [call for call in waiting if (call.until - now).total_seconds() >= needed_s][: endpoint.most]
     full = len(rest) >= endpoint.most
     ready = rest and (full or now - rest[0].since >= timedelta(seconds=endpoint.gather_s))
     return Gathered(live, rest if ready else [])

@@ -35,10 +35,12 @@ _IN_MEMORY = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as the provider tells it. ``files``: where its answers are, once it has ended; ``error``: why it failed."""
+    """A job as the provider tells it. ``asked``: the file that was handed in; ``files``: where its answers are, once it
+    has ended; ``error``: why it failed."""
 
     id: str
     status: str
+    asked: str
     files: tuple[str, ...]
     error: str | None
 
@@ -124,9 +126,9 @@ class OpenAiJobs:
                 for line in _lines(cast("BinaryIO", file)):
                     yield line
 
-    async def forget(self, model: ModelSpec, files: tuple[str, ...]) -> None:
-        """Remove files from the provider: they hold prompts and answers."""
-        for file_id in files:
+    async def forget(self, model: ModelSpec, state: JobState) -> None:
+        """Remove the files of an ended job from the provider: they hold prompts and answers."""
+        for file_id in (*state.files, *([state.asked] if state.asked else [])):
             await self._json(model, "DELETE", f"/files/{file_id}")
 
     async def close(self) -> None:
@@ -185,7 +187,7 @@ def _state(job: dict[str, Any]) -> JobState:
     files = tuple(job[name] for name in ("output_file_id", "error_file_id") if isinstance(job.get(name), str))
     faults = ((job.get("errors") or {}).get("data") or [{}]) if job.get("status") == "failed" else []
     error = wire.text_of(faults[0].get("code"), "failed") if faults and isinstance(faults[0], dict) else None
-    return JobState(_id(job), wire.text_of(job.get("status")), files, error)
+    return JobState(_id(job), wire.text_of(job.get("status")), wire.text_of(job.get("input_file_id")), files, error)
 
 
 def _id(answer: dict[str, Any]) -> str:

@@ -39,6 +39,7 @@ GROUP = 50  # calls taken in together: the admission shares the process and must
 FULL_QUEUE_MS = 250  # how long hints may wait in a pool's queue before no more answers are taken in
 MANY_TRIES = 8  # failures in a row to hand a job in before its calls are made live
 LOOK_S = (1.0, 60.0)  # how often a job is looked at: a tenth of its age, within these bounds
+LEASE_LOST = "lease_lost"
 LOST_AFTER = timedelta(days=3)  # a job that the provider cannot tell of for so long is given up
 
 
@@ -82,9 +83,8 @@ class Joiner:
         """Gather calls into jobs, then see to every job that is due. Raises ``Unavailable``."""
         for endpoint in await self._jobs.endpoints():
             await self._gather(endpoint)
-        for job_id in await self._jobs.due():
-            if (job := await self._jobs.take(job_id, self._name)) is not None:
-                await self._see_to(job)
+        taken = [await self._jobs.take(job_id, self._name) for job_id in await self._jobs.due()]
+        await asyncio.gather(*(self._see_to(job) for job in taken if job is not None))
 
     # -- gathering --------------------------------------------------------------------------------------------------
 
@@ -97,8 +97,9 @@ class Joiner:
         assert spec is not None, "a call is deferred only where its model has the endpoint"
         waiting = await self._jobs.waiting(endpoint, spec.most)
         gathered = joining.gather(waiting, spec, await self._jobs.turnaround_s(endpoint), self._store.now())
-        if gathered.live:
-            runs = await self._jobs.runs([call.run_id for call in gathered.live])
+        for at in range(0, len(gathered.live), GROUP):
+            await self._wait_for_room()
+            runs = await self._jobs.runs([call.run_id for call in gathered.live[at : at + GROUP]])
             await self._release([run for run in runs.values() if "job" not in run.get("joins", {})], "window_at_risk")
         if gathered.job:
             await self._see_to(await self._jobs.begin(endpoint, gathered.job, self._name))
@@ -142,7 +143,7 @@ class Joiner:
 
     async def _note(self, job_id: str, **fields: Any) -> None:
         if not await self._jobs.note(job_id, self._name, **fields):
-            raise AgentqError("Another scheduler works on the job.", code="lease_lost")
+            raise AgentqError("Another scheduler works on the job.", code=LEASE_LOST)
 
     async def _send(self, job: JobDoc) -> None:
         """Write the job's calls into a file and hand it in."""
@@ -156,7 +157,12 @@ class Joiner:
             self._crash("job_sending")
             provider_id = await self._provider.send(model, cast("BinaryIO", file), job["_id"])
         self._crash("job_sent")
-        await self._sent(job["_id"], provider_id)
+        try:
+            await self._sent(job["_id"], provider_id)
+        except AgentqError as error:
+            if error.code == LEASE_LOST:  # we stood still so long that another has handed it in: ours is one too many
+                await self._provider.cancel(model, provider_id)
+            raise
         log.info("job %s: %d calls handed in to %s", job["_id"], count, job["endpoint"])
 
     async def _sent(self, job_id: str, provider_id: str) -> None:
@@ -215,7 +221,7 @@ class Joiner:
         log.warning("job %s: %s", job_id, error)
         if (unsent and hopeless) or now - job["created_at"] > LOST_AFTER:
             await self._release_members(job, error.code)
-            await self._note(job_id, status="given_up", live=False, error=error.code)
+            await self._note(job_id, status="given_up", live=False, ended_at=now, error=error.code)
             return
         pause_s = error.retry_after_s or min(LOOK_S[0] * 2.0**tries, LOOK_S[1])
         await self._note(job_id, due=now + timedelta(seconds=pause_s), tries=tries)
@@ -239,7 +245,7 @@ class Joiner:
         )  # fmt: skip
         log.info("job %s: %s, %d of %d calls answered", job["_id"], state.status, answered, job["calls"])
         with contextlib.suppress(ProviderError):
-            await self._provider.forget(model, state.files)
+            await self._provider.forget(model, state)
 
     async def _take_in_group(self, job: JobDoc, lines: Sequence[JobLine], count: int, cost: int) -> tuple[int, int]:
         await self._wait_for_room()

@@ -6,6 +6,7 @@ that holds its lease.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -21,6 +22,8 @@ from schemas.run import RunDoc
 Doc = dict[str, Any]
 LEASE = timedelta(seconds=60)
 SEEN_JOBS = 8  # what an endpoint's turnaround is judged by
+REMEMBERED = timedelta(days=1)  # an endpoint that was slow then is tried again
+LEFT_ALONE = timedelta(minutes=10)  # one that would not have a job is not asked again so soon
 
 RUN_INDEXES = [
     IndexModel(
@@ -137,10 +140,15 @@ class Jobs:
         return cast("list[JobDoc]", await self._answer(self._jobs.find({"batches": batch_id, "live": True}).to_list()))
 
     async def turnaround_s(self, endpoint: str) -> float | None:
-        """How long the slowest of the endpoint's latest jobs took from hand-in to answer; None if there was none."""
-        where = {"endpoint": endpoint, "status": "done", "error": None, "ended_at": {"$exists": True}}
-        found = self._jobs.find(where, {"sent_at": 1, "ended_at": 1}).sort("ended_at", DESCENDING).limit(SEEN_JOBS)
-        took = [(doc["ended_at"] - doc["sent_at"]).total_seconds() for doc in await self._answer(found.to_list())]
+        """How long the endpoint is to be expected to take: the slowest of its latest jobs within a day, for ever if it
+        would not have one a moment ago; None if nothing is known."""
+        lately = {"endpoint": endpoint, "ended_at": {"$gte": self._now() - REMEMBERED}}
+        fields = {"status": 1, "sent_at": 1, "ended_at": 1}
+        found = self._jobs.find(lately, fields).sort("ended_at", DESCENDING).limit(SEEN_JOBS)
+        jobs = await self._answer(found.to_list())
+        if jobs and jobs[0]["status"] == "given_up" and jobs[0]["ended_at"] > self._now() - LEFT_ALONE:
+            return math.inf
+        took = [(job["ended_at"] - job["sent_at"]).total_seconds() for job in jobs if job["status"] == "done"]
         return max(took, default=None)
 
     # -- the runs of a job ------------------------------------------------------------------------------------------

@@ -281,8 +281,8 @@ async def test_a_scheduler_that_dies_over_a_job_costs_no_call_twice(yard: Yard, 
 async def test_an_endpoint_that_refuses_leaves_every_call_to_be_made_live(yard: Yard) -> None:
     async with works(yard, batches={"refuse": 400}) as made:
         batch = await made.begin()
-        await check(made, batch, live=LINES * 4)
-        assert {job["status"] for job in await yard.store.jobs.latest(10)} == {"given_up"}
+        await check(made, batch, live=LINES * 4, step=timedelta(minutes=3))
+        assert [job["status"] for job in await yard.store.jobs.latest(10)].count("given_up") < 4, "not asked each time"
 
 
 async def test_an_endpoint_that_is_busy_is_asked_again(yard: Yard) -> None:
