@@ -12,10 +12,9 @@ from aiohttp import web
 
 from agentq.offline import wire
 from agentq.offline.faults import Action
-from agentq.offline.wire import Api, Refusal
+from agentq.offline.wire import MAX_BODY, Api, Refusal
 
 HEADERS = {"X-Agentq-Offline": "stand-in; not a language model"}
-MAX_BODY = 8 * 1024 * 1024
 CLOSING = web.AppKey("closing", asyncio.Event)  # set when the server stops: held connections are let go
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -12,13 +12,14 @@ from typing import Any
 from aiohttp import web
 
 from agentq.errors import ConfigError
-from agentq.offline import wire
+from agentq.offline import batches_http, files_http, wire
 from agentq.offline.calls import Answered, Calls
 from agentq.offline.faults import Scenario, parse_scenario
+from agentq.offline.files import Files
+from agentq.offline.jobs import Jobs
 from agentq.offline.respond import (
     CLOSING,
     HEADERS,
-    MAX_BODY,
     as_json,
     close,
     hold,
@@ -27,7 +28,7 @@ from agentq.offline.respond import (
     refuse,
     send,
 )
-from agentq.offline.wire import Api
+from agentq.offline.wire import MAX_BODY, Api
 
 ABOUT = "agentq's offline stand-in: rules and word statistics, not a language model"
 MODELS = ("offline-fast", "offline-strong")  # examples; any model name is answered
@@ -38,7 +39,7 @@ _CALLS = web.AppKey("calls", Calls)
 def make_app(scenario: Scenario | None = None) -> web.Application:
     """The application; ``scenario`` says which calls fail and how, default none."""
     app = web.Application(client_max_size=MAX_BODY)
-    app[_CALLS] = Calls(scenario or Scenario())
+    app[_CALLS] = calls = Calls(scenario or Scenario())
     app[CLOSING] = asyncio.Event()
     app.add_routes(
         [
@@ -51,6 +52,9 @@ def make_app(scenario: Scenario | None = None) -> web.Application:
             web.delete("/_calls", _forget_calls),
         ]
     )
+    files = Files()
+    files_http.add_routes(app, files)
+    batches_http.add_routes(app, Jobs(calls, files), calls.faults)
     app.on_shutdown.append(_release)
     return app
 

@@ -13,6 +13,7 @@ from agentq.protocol import sha256
 from schemas.chat import Message, ToolCall, ToolSchema
 
 Api = Literal["openai", "anthropic"]
+MAX_BODY = 8 * 1024 * 1024  # bytes of a request
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
