@@ -5,5 +5,5 @@ prompt), ``wire`` translates the two formats, ``faults`` injects failures from a
 a prompt to its answer and its entry in the ``journal``, ``server`` ties them to HTTP.
 
 OpenAI's batches: ``batch_lines`` and ``batches`` are what they look like (pure), ``jobs`` runs them, ``files`` keeps
-their files, ``files_http`` and ``batches_http`` are the endpoints.
+their files, ``files_http`` and ``batches_http`` are the endpoints. ``embeddings`` makes vectors of hashed words.
 """

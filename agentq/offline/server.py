@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from agentq.errors import ConfigError
-from agentq.offline import batches_http, files_http, wire
+from agentq.offline import batches_http, embeddings_http, files_http, wire
 from agentq.offline.calls import Answered, Calls
 from agentq.offline.faults import Scenario, parse_scenario
 from agentq.offline.files import Files
@@ -55,6 +55,7 @@ def make_app(scenario: Scenario | None = None) -> web.Application:
     files = Files()
     files_http.add_routes(app, files)
     batches_http.add_routes(app, Jobs(calls, files), calls.faults)
+    embeddings_http.add_routes(app, calls)
     app.on_shutdown.append(_release)
     return app
 
