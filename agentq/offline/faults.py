@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agentq.errors import ConfigError
-from agentq.offline.prompt import Prompt, Purpose, Reply
+from agentq.offline.prompt import Purpose, Reply
 from schemas.chat import ToolCall
+
+
+class Asked(Protocol):
+    """What a rule is matched with: the prompt of a call, or the texts to embed."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def purpose(self) -> Purpose: ...
+    @property
+    def last_user_text(self) -> str: ...
 
 
 class _Strict(BaseModel):
@@ -22,7 +33,9 @@ class Match(_Strict):
 
     model: str | None = None
     purpose: Purpose | None = None
-    contains: str | None = Field(None, min_length=1, description="text in the last user message, case ignored")
+    contains: str | None = Field(
+        None, min_length=1, description="text in the last user message (or in a text to embed), case ignored"
+    )
     nth: list[int] | None = Field(None, description="of the calls that match otherwise, only these, counted from 1")
 
     @model_validator(mode="before")
@@ -39,6 +52,9 @@ class Action(_Strict):
     ``time_out`` holds the connection until the client or ``hold_s`` ends it; ``cut`` closes it in the middle of the
     body; ``malformed`` sends a body that is no JSON; ``wrong_arguments`` and ``unknown_tool`` spoil the first tool
     call (a reply without tool calls is not spoiled); ``invent`` adds a sentence to the answer, for a critic to find.
+
+    A line of a batch has no connection of its own: it is not held up by ``latency_ms``, ``time_out`` makes it fail as
+    ``request_timeout``, ``cut`` and ``malformed`` leave half of its line in the output file.
     """
 
     latency_ms: int = Field(0, ge=0, le=600_000)
@@ -52,6 +68,11 @@ class Action(_Strict):
     unknown_tool: bool = False
     no_usage: bool = False
     invent: str | None = Field(None, min_length=1)
+
+    @property
+    def sent(self) -> int:
+        """The status that the client is sent, 0 if nothing."""
+        return 0 if self.time_out else self.status or 200
 
     @property
     def fault(self) -> str | None:
@@ -81,11 +102,57 @@ class Rule(_Strict):
     times: int | None = Field(None, gt=0, description="how often it is applied; default: always")
 
 
+class BatchPlan(_Strict):
+    """How the batches go that are created from now on. By default a batch completes when its lines are answered.
+
+    Of the lines of a batch with ``seconds`` or ``stuck``, the share ``partial`` (rounded down) is answered at once, the
+    others when the ``seconds`` have passed; then it completes. A batch that is ``stuck``, or whose ``seconds`` are more
+    than its window, never gets there: it expires when the window has passed. Lines that an expiry or a cancel finds
+    unanswered are never answered (and never paid).
+
+    Of POST /v1/batches, the first ``times`` (default: all) are answered with the status ``refuse``, or create the batch
+    and ``lose_answer``: the connection is cut instead of an answer.
+    """
+
+    seconds: float = Field(0.0, ge=0, le=86_400, description="from its creation until a batch completes")
+    stuck: bool = False
+    partial: float = Field(0.0, ge=0, le=1)
+    window_s: float = Field(86_400.0, gt=0, le=86_400, description="how many seconds the completion window 24h lasts")
+    refuse: int | None = Field(None, ge=400, le=599)
+    retry_after: float | None = Field(None, ge=0, description="seconds, sent as Retry-After with the refusal")
+    lose_answer: bool = False
+    times: int | None = Field(None, gt=0)
+
+    @property
+    def fails_creation(self) -> bool:
+        return self.refuse is not None or self.lose_answer
+
+    @property
+    def expires(self) -> bool:
+        """Does a batch that nobody cancels expire?"""
+        return self.stuck or self.seconds > self.window_s
+
+    @model_validator(mode="after")
+    def fits_together(self) -> BatchPlan:
+        if self.stuck and self.seconds:
+            raise ValueError("a stuck batch never completes; leave out seconds or stuck")
+        if self.partial and not (self.stuck or self.seconds):
+            raise ValueError("partial goes with seconds or stuck; else all lines are answered at once")
+        if self.refuse is not None and self.lose_answer:
+            raise ValueError("one failure of the creation, got refuse and lose_answer")
+        if self.retry_after is not None and self.refuse is None:
+            raise ValueError("retry_after goes with refuse")
+        if self.times is not None and not self.fails_creation:
+            raise ValueError("times goes with refuse or lose_answer")
+        return self
+
+
 class Scenario(_Strict):
     """The content of a scenario file."""
 
     version: Literal[1] = 1
     rules: list[Rule] = []
+    batches: BatchPlan = BatchPlan()
 
 
 NO_FAULT = Action()
@@ -109,10 +176,10 @@ def parse_scenario(content: Any, source: str) -> Scenario:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise ConfigError(
-            f"{source}: {place}: {first['msg']}.",
-            hint=f"A rule is {{name, match, action, times}}; actions are {', '.join(Action.model_fields)}.",
-        ) from None
+        hint = f"A rule is {{name, match, action, times}}; actions are {', '.join(Action.model_fields)}."
+        if place.startswith("batches"):
+            hint = f"In batches there may be {', '.join(BatchPlan.model_fields)}."
+        raise ConfigError(f"{source}: {place}: {first['msg']}.", hint=hint) from None
 
 
 class Faults:
@@ -126,12 +193,13 @@ class Faults:
         self.scenario = scenario
         self._matched = [0] * len(scenario.rules)
         self._applied = [0] * len(scenario.rules)
+        self._creations = 0
 
-    def meet(self, prompt: Prompt) -> Action:
+    def meet(self, asked: Asked) -> Action:
         """The action for this call, ``NO_FAULT`` if no rule is for it."""
         met = NO_FAULT
         for index, rule in enumerate(self.scenario.rules):
-            if not _fits(rule.match, prompt):
+            if not _fits(rule.match, asked):
                 continue
             self._matched[index] += 1
             spent = rule.times is not None and self._applied[index] >= rule.times
@@ -140,12 +208,20 @@ class Faults:
                 met = rule.action
         return met
 
+    def meet_creation(self) -> BatchPlan:
+        """The plan for a batch that is being created, without a failure of the creation that is used up."""
+        plan = self.scenario.batches
+        self._creations += 1
+        if plan.times is None or self._creations <= plan.times:
+            return plan
+        return plan.model_copy(update={"refuse": None, "lose_answer": False})
 
-def _fits(match: Match, prompt: Prompt) -> bool:
+
+def _fits(match: Match, asked: Asked) -> bool:
     return (
-        match.model in (None, prompt.model)
-        and match.purpose in (None, prompt.purpose)
-        and (match.contains is None or match.contains.lower() in prompt.last_user_text.lower())
+        match.model in (None, asked.model)
+        and match.purpose in (None, asked.purpose)
+        and (match.contains is None or match.contains.lower() in asked.last_user_text.lower())
     )
 
 

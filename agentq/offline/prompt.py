@@ -10,7 +10,7 @@ from typing import Any, Literal
 from agentq.engine import parse
 from schemas.chat import Message, ToolCall, ToolSchema
 
-Purpose = Literal["route", "turn", "critique", "other"]
+Purpose = Literal["route", "turn", "critique", "other", "embed"]
 
 _REACT_TOOL = re.compile(r"^- ([\w.-]+): (.*) Arguments \(JSON Schema\): (\{.*\})$", re.MULTILINE)
 _OBSERVATION = re.compile(r"^\s*Observation:\s*")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+import re
+from typing import Any, Literal, NoReturn
 
 from agentq.canonical import sha256
 from agentq.errors import InvalidRequest
@@ -12,6 +13,43 @@ from agentq.offline.prompt import Prompt, Reply
 from schemas.chat import Message, ToolCall, ToolSchema
 
 Api = Literal["openai", "anthropic"]
+MAX_BODY = 8 * 1024 * 1024  # bytes of a request
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class Refusal(Exception):
+    """A request that is answered with an error: its status, and what ``write_error`` makes of the rest."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+def read_object(raw: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ``ValueError`` for all else: other values, NaN, deep nests, text that is no Unicode."""
+    try:
+        value = json.loads(raw.decode(), parse_constant=_no_constant)
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def read(api: Api, body: Any) -> Prompt:
+    """A request to the provider of ``api``. Raises ``Refusal`` where it is none."""
+    try:
+        prompt = read_openai(body) if api == "openai" else read_anthropic(body)
+        _ = prompt.purpose  # a schema that is none shows here
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
+        raise Refusal(400, f"The request could not be read: {error}") from None
+    return prompt
 
 
 def _need(body: dict[str, Any], key: str, kind: type) -> Any:
@@ -250,15 +288,19 @@ _ERROR_TYPES: dict[int, tuple[str, str]] = {
     400: ("invalid_request_error", "invalid_request_error"),
     401: ("invalid_request_error", "authentication_error"),
     404: ("invalid_request_error", "not_found_error"),
+    409: ("invalid_request_error", "invalid_request_error"),
+    413: ("invalid_request_error", "request_too_large"),
     429: ("rate_limit_error", "rate_limit_error"),
     529: ("server_error", "overloaded_error"),
 }
 
 
-def write_error(api: Api, status: int, message: str) -> dict[str, Any]:
-    """An error body as the provider of ``api`` sends it."""
+def write_error(
+    api: Api, status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An error body as the provider of ``api`` sends it; Anthropic's has no room for ``param`` and ``code``."""
     openai, anthropic = _ERROR_TYPES.get(status, ("server_error", "api_error"))
     if api == "anthropic":
         return {"type": "error", "error": {"type": anthropic, "message": message}}
-    code = "rate_limit_exceeded" if status == 429 else None
-    return {"error": {"message": message, "type": openai, "param": None, "code": code}}
+    code = code or ("rate_limit_exceeded" if status == 429 else None)
+    return {"error": {"message": message, "type": openai, "param": param, "code": code}}

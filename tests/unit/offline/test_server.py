@@ -6,7 +6,6 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,6 @@ ROUTE = {
     "messages": [{"role": "system", "content": ROUTER}, {"role": "user", "content": "Please renew my loan"}],
     "response_format": {"type": "json_schema", "json_schema": {"name": "route", "schema": route_schema(OPTIONS)}},
 }
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Running]:
-    async with offline_server() as running:
-        yield running
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
 
 
 async def ask(
@@ -329,6 +316,17 @@ class TestControl:
         ("rules: [{action: {status: 500, cut: true}}]", "one failure a rule"),
         ("rules: [{action: {retry_after: 3}}]", "goes with a status"),
         ("rules: [{action: {}, times: 0}]", "rules.0.times"),
+        ("batches: {second: 1}", "batches.second"),
+        ("batches: {second: 1}", "there may be seconds, stuck, partial"),
+        ("batches: {seconds: -1}", "batches.seconds"),
+        ("batches: {partial: 1.5, stuck: true}", "batches.partial"),
+        ("batches: {window_s: 0}", "batches.window_s"),
+        ("batches: {refuse: 200}", "batches.refuse"),
+        ("batches: {stuck: true, seconds: 1}", "a stuck batch never completes"),
+        ("batches: {partial: 0.5}", "partial goes with seconds or stuck"),
+        ("batches: {refuse: 500, lose_answer: true}", "one failure of the creation"),
+        ("batches: {retry_after: 1, lose_answer: true}", "retry_after goes with refuse"),
+        ("batches: {times: 1}", "times goes with refuse or lose_answer"),
         ("rules: {", "no YAML"),
         ("[1]", "the top level"),
     ],
