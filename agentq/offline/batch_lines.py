@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from agentq.canonical import sha256
 from agentq.offline import wire
 from agentq.offline.calls import Answered
 from agentq.offline.wire import MAX_BODY, Refusal
-from agentq.protocol import sha256
 
 MAX_LINES = 50_000
 MAX_PROBLEMS = 100  # that are told; more of them say nothing new
