@@ -233,7 +233,7 @@ def _workers(client: MongoClient[dict[str, Any]], database: str, now: datetime) 
 
 def _overdue(client: MongoClient[dict[str, Any]], database: str, now: datetime) -> Check:
     late = client[database]["runs"].count_documents(
-        {"next_due": {"$lt": now - timedelta(seconds=_OVERDUE_S)}}, limit=1000
+        {"next_due": {"$lt": now - timedelta(seconds=_OVERDUE_S), "$type": "date"}}, limit=1000
     )
     if late:
         return Check("warn", "overdue runs", f"{late}, by more than {_OVERDUE_S} s", "Does the scheduler keep up?")

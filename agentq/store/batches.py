@@ -55,6 +55,11 @@ BATCH_INDEXES = [
     IndexModel([("live", ASCENDING)], name="live", partialFilterExpression={"live": True}),
 ]
 BAD_LINE_INDEXES = [IndexModel([("tally", ASCENDING)], name="tally", partialFilterExpression={"tally": True})]
+# A run that has ended is counted when its worker (or the scheduler) is done with it: what is written to it inside a
+# transaction would keep that one waiting, and what that one writes meanwhile would undo the transaction.
+_READY: Doc = {
+    "tally": True, "$nor": [{"status": {"$in": sorted(TERMINAL)}, "next_due": {"$type": "date"}}],
+}  # fmt: skip
 _COUNTED = {"batch": 1, "status": 1, "usage": 1, "waste": 1, "cancel": 1, "error.code": 1, "booked": 1}
 _END = {  # agentq.engine.tally.line_end; a run that has not ended keeps what was counted of it before
     "$switch": {
@@ -206,17 +211,17 @@ class Batches:
     # -- counting ---------------------------------------------------------------------------------------------------
 
     async def tally(self) -> int:
-        """Count lines that have ended since the last time, up to TALLY_AT_ONCE runs and as many bad lines; gives how
-        many there were. One transaction: counters, money, ledger and the flags that say "not counted yet"."""
-        waiting = await self._answer(self._runs.find_one({"tally": True}, {"_id": 1}, hint="tally"))
+        """Count lines that have ended, are settled and were not counted before, up to TALLY_AT_ONCE runs and as many
+        bad lines; gives how many there were. One transaction: counters, money, ledger and the flags that say "not
+        counted yet"."""
+        waiting = await self._answer(self._runs.find_one(_READY, {"_id": 1}, hint="tally"))
         if waiting is None and await self._answer(self._bad_lines.find_one({"tally": True}, {"_id": 1})) is None:
             return 0
         return await self._transaction(self._tally)
 
     async def _tally(self, session: AsyncClientSession) -> int:
-        flagged = {"tally": True}
-        runs = await self._runs.find(flagged, _COUNTED, session=session).hint("tally").limit(TALLY_AT_ONCE).to_list()
-        bad = await self._bad_lines.find(flagged, session=session).limit(TALLY_AT_ONCE).to_list()
+        runs = await self._runs.find(_READY, _COUNTED, session=session).hint("tally").limit(TALLY_AT_ONCE).to_list()
+        bad = await self._bad_lines.find({"tally": True}, session=session).limit(TALLY_AT_ONCE).to_list()
         for batch_id, counted in tally(runs, cast("list[BadLine]", bad)).items():
             await self._count(batch_id, counted, session)
         if runs:

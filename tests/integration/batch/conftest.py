@@ -108,6 +108,10 @@ class Yard:
         await asyncio.gather(*(self._end(batch, line, status, cost) for line in which))
 
     async def _end(self, batch: BatchDoc, line: int, status: str, cost: int) -> None:
+        await finish(self.store, self._nobody, await self.commit_end(batch, line, status, cost))
+
+    async def commit_end(self, batch: BatchDoc, line: int, status: str = "succeeded", cost: int = 7) -> RunDoc:
+        """The commit alone; its worker has still to copy the audit events out and to settle the run."""
         run = await self.run(batch, line)
         result: Any = {
             "answer": f"answer {line}", "agent": "a", "acceptance": "critic", "citations": [], "tools": [],
@@ -121,7 +125,7 @@ class Yard:
         )  # fmt: skip
         planned = commit.plan(run, decision, now=self.store.now())
         assert await self.store.commit(planned) is Verdict.APPLIED
-        await finish(self.store, self._nobody, planned.after)
+        return planned.after
 
     async def all_through(self, batch: BatchDoc, **how: Any) -> None:
         await self.end(batch, await self.admit(batch), **how)

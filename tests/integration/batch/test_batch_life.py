@@ -12,6 +12,7 @@ import pytest
 from agentq.batch import output
 from agentq.engine.tally import line_end, spent
 from agentq.runtime.bookkeeper import Bookkeeper
+from agentq.runtime.runtime import finish
 from schemas.batch import EXPIRED, BatchDoc
 from tests.integration.batch.conftest import Yard, lines
 
@@ -79,6 +80,35 @@ async def test_a_bookkeeper_that_dies_in_the_middle_has_done_nothing(
     await yard.keeper.tick()
     _, ended = await lines_and_total(yard, batch)
     assert (ended["status"], ended["cost_nano_usd"]) == ("completed", 35)
+
+
+async def test_counting_meets_no_worker_that_is_still_settling_a_line(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that has touched a run keeps its worker waiting, and one that meets the worker's write is done all
+    over: under load more than half of them were, and counting fell behind by hundreds of lines."""
+    batch = (await yard.submit(lines(2) + BAD)).batch
+    settled, unsettled = await yard.admit(batch)
+    await yard.end(batch, [settled])
+    late = await yard.commit_end(batch, unsettled)
+    counting, go_on = asyncio.Event(), asyncio.Event()
+    insert = yard.batches._ledger.insert_one
+
+    async def waits(*args: Any, **named: Any) -> Any:
+        counting.set()
+        await go_on.wait()
+        return await insert(*args, **named)
+
+    monkeypatch.setattr(yard.batches._ledger, "insert_one", waits, raising=False)
+    tick = asyncio.create_task(yard.keeper.tick())
+    await counting.wait()
+    async with asyncio.timeout(5):
+        await finish(yard.store, yard._nobody, late)
+    go_on.set()
+    assert await tick == 2, "the bad line and the one that was settled"
+    assert await yard.keeper.tick() == 1
+    _, ended = await lines_and_total(yard, batch)
+    assert (ended["status"], ended["cost_nano_usd"]) == ("completed", 14)
 
 
 async def test_calls_that_a_lost_worker_paid_are_billed_even_after_the_batch_has_ended(yard: Yard) -> None:
@@ -257,7 +287,7 @@ async def test_what_is_kept_of_a_counted_run_is_how_it_was_counted(yard: Yard, s
     """The database's expression and the pure function say the same; a run that goes on keeps its earlier end."""
     batch = (await yard.submit(lines(1))).batch
     for before in (None, "failed"):
-        written = {"status": status, "cancel": {"reason": reason}, "tally": True, "booked": None}
+        written = {"status": status, "cancel": {"reason": reason}, "tally": True, "booked": None, "next_due": None}
         written["booked"] = None if before is None else {"end": before, "usage": {}, "waste": {}}
         await yard.store.runs.update_one({}, {"$set": written})
         await yard.batches.tally()
