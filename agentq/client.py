@@ -8,7 +8,7 @@ When ``submit`` returns, the request is on disk in MongoDB (majority, journaled)
 crashes. The text goes to MongoDB only; the broker carries the run's id. Without a broker URL, or while the broker is
 down, the scheduler dispatches the run a moment later.
 
-Self-contained: imports nothing of agentq but the protocol and the errors, reads no environment, configures no
+Self-contained: imports nothing of agentq but what its wheel holds, reads no environment, configures no
 logging, never becomes the host's current Celery app. Thread-safe, and safe to use after a fork (connections are made
 anew in the child).
 """
@@ -16,27 +16,17 @@ anew in the child).
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from typing import Any, cast
 
 from pymongo.database import Database
-from pymongo.errors import (
-    BulkWriteError,
-    ConfigurationError,
-    DuplicateKeyError,
-    InvalidURI,
-    OperationFailure,
-    PyMongoError,
-)
+from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError
 
-from agentq.connection import Connection
+from agentq.connection import Connection, Connections, mongo_errors
 from agentq.errors import (
     AgentqError,
     Conflict,
@@ -48,7 +38,8 @@ from agentq.errors import (
     UnknownWorkflow,
 )
 from agentq.event import Event
-from agentq.protocol import TERMINAL, Hint, Pool, Request, parse_request
+from agentq.handle import Handle, Outcome, Runs
+from agentq.protocol import Hint, Pool, Request, parse_request
 from agentq.run import START_STEP, NewRun, Registered, Reply, new_run, new_run_id, starts_at
 from agentq.schedule import Schedules
 
@@ -60,124 +51,15 @@ WORKFLOW_CACHE_S = 5.0  # how long a client may go on pinning new runs to the ve
 HINTS_A_MESSAGE = 64
 DUPLICATE_KEY = 11000
 ROUNDS = 10  # how often a request is tried that finds another in its way, and that gone when it wants to join it
-_NOT_ALLOWED = (13, 18)  # MongoDB: unauthorized, authentication failed
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A run as its caller sees it. Money in US dollars; ``latency_s`` from acceptance to the end (or until now)."""
-
-    run_id: str
-    status: str
-    answer: str | None = None
-    agent: str | None = None
-    acceptance: str | None = None
-    tools: list[str] = field(default_factory=list)
-    citations: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    cost_usd: float = 0.0
-    latency_s: float = 0.0
-    error: Doc | None = None
-
-    @property
-    def ended(self) -> bool:
-        return self.status in TERMINAL
-
-
-class Handle:
-    """An accepted run. Cheap: holds an id and its client. ``straight``: it went to its pool without waiting."""
-
-    def __init__(self, client: Client, run_id: str, *, straight: bool = False) -> None:
-        self._client = client
-        self._straight = straight
-        self.run_id = run_id
-
-    def __repr__(self) -> str:
-        return f"Handle({self.run_id!r})"
-
-    @property
-    def position(self) -> int | None:
-        """How many runs are before it in its own line now; 0: none, or it has been admitted; None: over a thousand."""
-        return 0 if self._straight else self._client._place(self.run_id)[0]
-
-    @property
-    def estimated_start_s(self) -> float | None:
-        """Seconds until it is admitted, by what ended lately; 0.0: it has been; None: nobody knows."""
-        return 0.0 if self._straight else self._client._place(self.run_id)[1]
-
-    def status(self) -> str:
-        """One of agentq.protocol.RunStatus. Raises ``NotFound``."""
-        return cast("str", self._client._run(self.run_id, {"status": 1})["status"])
-
-    def outcome(self) -> Outcome:
-        """The run as it is now; its answer once it has ended."""
-        return _outcome(self._client._run(self.run_id, _OUTCOME_FIELDS))
-
-    def wait(self, timeout_s: float | None = None) -> Outcome:
-        """Block until the run has ended. Raises ``Unavailable`` (code ``wait_timeout``) when time is up; the run
-        goes on, so waiting again is fine."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        pause = threading.Event()
-        delay = 0.005
-        while True:
-            if (outcome := self.outcome()).ended:
-                return outcome
-            if deadline is not None and time.monotonic() >= deadline:
-                raise Unavailable(
-                    f"Run {self.run_id} is still {outcome.status} after {timeout_s} s.",
-                    code="wait_timeout",
-                    hint="It goes on; wait again, or look at it with 'agentq show'.",
-                )
-            pause.wait(delay)
-            delay = min(delay * 1.5, 0.25)
-
-    def events(self) -> list[Event]:
-        """The run's audit events so far, in order."""
-        return self._client.events(self.run_id)
-
-    def cancel(self, reason: str = "") -> None:
-        """Ask for the run's end; it is cancelled within about a second. Safe to repeat. Raises ``Conflict`` if it
-        has ended otherwise."""
-        self._client._cancel(self.run_id, reason)
-
-
-_OUTCOME_FIELDS = {
-    "status": 1,
-    "result": 1,
-    "error": 1,
-    "usage": 1,
-    "waste": 1,
-    "created_at": 1,
-    "ended_at": 1,
-}
-
-
-def _outcome(doc: Doc) -> Outcome:
-    result = doc["result"] or {}
-    ended = doc["ended_at"] or datetime.now(UTC)
-    return Outcome(
-        run_id=doc["_id"],
-        status=doc["status"],
-        answer=result.get("answer"),
-        agent=result.get("agent"),
-        acceptance=result.get("acceptance"),
-        tools=result.get("tools", []),
-        citations=result.get("citations", []),
-        problems=result.get("problems", []),
-        cost_usd=(doc["usage"].get("cost_nano_usd", 0) + doc["waste"].get("cost_nano_usd", 0)) / 1e9,
-        latency_s=(ended - doc["created_at"]).total_seconds(),
-        error=doc["error"],
-    )
 
 
 class Client:
     """A connection to one agentq. Connects at first use; ``close`` when done, or use it in a ``with``."""
 
     def __init__(self, mongo_url: str, broker_url: str | None = None, database: str = "agentq") -> None:
-        self._mongo_url = mongo_url
         self._broker_url = broker_url
-        self._database = database
-        self._connections: dict[int, Connection] = {}  # by process: what was made before a fork is not used after it
+        self._connections = Connections(mongo_url, broker_url, database)
+        self._runs = Runs(self._connections)
 
     def __enter__(self) -> Client:
         return self
@@ -187,9 +69,7 @@ class Client:
 
     def close(self) -> None:
         """Close this process's connections; the next call makes new ones."""
-        connected = self._connections.pop(os.getpid(), None)
-        if connected is not None:
-            connected.close()
+        self._connections.close()
 
     def submit(
         self,
@@ -253,7 +133,7 @@ class Client:
             if (duplicate := self._store(doc)) is None:
                 if doc["in_flight"]:
                     self._publish({registered["start_pool"]: [Hint(doc["_id"], START_STEP, 1)]})
-                return Handle(self, doc["_id"], straight=doc["in_flight"])
+                return Handle(self._runs, doc["_id"], straight=doc["in_flight"])
             if (known := self._instead(duplicate, request, doc)) is not None:
                 return known
         raise Unavailable(
@@ -289,7 +169,7 @@ class Client:
                 results.append(doc)
                 continue
             born.append((len(results), request, doc))
-            results.append(Handle(self, doc["_id"], straight=doc["in_flight"]))
+            results.append(Handle(self._runs, doc["_id"], straight=doc["in_flight"]))
         refused = self._insert([doc for _, _, doc in born])
         hints: dict[Pool, list[Hint]] = {}
         for index, (place, request, doc) in enumerate(born):
@@ -307,7 +187,7 @@ class Client:
 
     def _store(self, doc: NewRun) -> str | None:
         """Store a run; what is not unique about it where it is refused as a duplicate: see ``_duplicate``."""
-        with self._mongo_errors():
+        with mongo_errors():
             try:
                 self._db()["runs"].insert_one(cast("Doc", doc))
             except DuplicateKeyError as error:
@@ -317,7 +197,7 @@ class Client:
     def _insert(self, docs: Sequence[NewRun]) -> dict[int, str]:
         """Store runs with one write. The places of those that were refused as duplicates, and what was not unique
         about them: see ``_duplicate``. Raises ``Unavailable`` where it is unknown what was stored."""
-        with self._mongo_errors():
+        with mongo_errors():
             try:
                 if docs:
                     self._db()["runs"].insert_many([cast("Doc", doc) for doc in docs], ordered=False)
@@ -331,7 +211,7 @@ class Client:
     def _born(self, request: Request, registered: Registered, reply: Reply | None) -> NewRun | Handle:
         """The document of a request, or the run that it joins."""
         connected, run_id = self._connect(), new_run_id()
-        with self._mongo_errors():
+        with mongo_errors():
             connected.gate.refresh(self._now())
             if self._looks_first(request) and (known := self._known(request)) is not None:
                 return known
@@ -386,31 +266,23 @@ class Client:
             return turn.number, None
         if request.conversation_policy == "interrupt":
             with suppress(Conflict, NotFound):  # it has ended, or is not there yet
-                self._cancel(turn.before, "interrupted by a newer request", not_of=request.idempotency_key)
+                self._runs.cancel(turn.before, "interrupted by a newer request", not_of=request.idempotency_key)
         return turn.number, "turn"
 
     def _instead(self, duplicate: str, request: Request, doc: NewRun) -> Handle | None:
         """The run that is there already in place of ``doc``; None where ``doc`` has to be made anew."""
         if doc["conversation"] is not None:
-            with self._mongo_errors():
+            with mongo_errors():
                 self._connect().turns.give_back(doc["tenant"], doc["conversation"], doc["_id"])
         if duplicate == "idempotency_key":
             return self._known(request)  # None: it was removed in the meantime
         if duplicate == "singleton":
-            with self._mongo_errors():
+            with mongo_errors():
                 live = self._db()["runs"].find_one(
                     {"tenant": request.tenant, "singleton": request.singleton_key}, {"_id": 1}
                 )
-            return None if live is None else Handle(self, live["_id"])
+            return None if live is None else Handle(self._runs, live["_id"])
         return None
-
-    def _place(self, run_id: str) -> tuple[int | None, float | None]:
-        fields = {"backlog": 1, "pool": 1, "flow": 1, "tenant": 1}
-        run = self._run(run_id, fields)
-        gate = self._connect().gate
-        with self._mongo_errors():
-            gate.refresh(self._now())
-            return gate.place(run, self._now())
 
     def schedule(self, request: Doc, cron: str, timezone: str = "UTC") -> str:
         """Hand in a request (a dict as for ``parse_request``) again and again, whenever ``cron`` fits in a time zone;
@@ -419,17 +291,17 @@ class Client:
         Raises ``InvalidRequest`` and ``UnknownWorkflow`` as ``submit`` does, ``bad_cron`` and ``bad_timezone``.
         """
         self._workflow(parse_request(request).workflow)
-        with self._mongo_errors():
+        with mongo_errors():
             return Schedules(self._db(), self._now).add(request, cron, timezone)
 
     def schedules(self) -> list[Doc]:
         """All recurring requests: ``{_id, cron, timezone, request, due, last_run, last_error}``, by ``due``."""
-        with self._mongo_errors():
+        with mongo_errors():
             return Schedules(self._db(), self._now).all()
 
     def drop_schedule(self, schedule_id: str) -> None:
         """Hand it in no more. Runs that were handed in go on. Raises ``NotFound``."""
-        with self._mongo_errors():
+        with mongo_errors():
             Schedules(self._db(), self._now).drop(schedule_id)
 
     def hand_in(self, schedule: Doc) -> None:
@@ -443,21 +315,17 @@ class Client:
             raise
         except AgentqError as error:
             fault = error.as_dict()
-        with self._mongo_errors():
+        with mongo_errors():
             Schedules(self._db(), self._now).handed_in(schedule, run_id, fault)
 
     def run(self, run_id: str) -> Handle:
         """A handle for a run that somebody handed in. Raises ``NotFound``."""
-        self._run(run_id, {"_id": 1})
-        return Handle(self, run_id)
+        self._runs.document(run_id, {"_id": 1})
+        return Handle(self._runs, run_id)
 
     def events(self, run_id: str) -> list[Event]:
         """The run's audit events so far, in order. Raises ``NotFound``."""
-        pending = {event["seq"]: event for event in self._run(run_id, {"events": 1})["events"]}
-        with self._mongo_errors():
-            copied = list(self._db()["audit"].find({"_id": {"$gte": f"{run_id}:", "$lt": f"{run_id};"}}, {"_id": 0}))
-        found = {event["seq"]: cast("Event", event) for event in copied} | pending
-        return [found[seq] for seq in sorted(found)]
+        return self._runs.events(run_id)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -466,7 +334,7 @@ class Client:
         known = connected.workflows.get(name)
         if known is not None and time.monotonic() - known[0] < WORKFLOW_CACHE_S:
             return known[1]
-        with self._mongo_errors():
+        with mongo_errors():
             doc = self._db()["workflow_names"].find_one({"_id": name}, {"_id": 0})
             if doc is None:
                 names = sorted(str(other) for other in self._db()["workflow_names"].distinct("_id"))
@@ -480,7 +348,7 @@ class Client:
 
     def _known(self, request: Request) -> Handle | None:
         """The run that the idempotency key belongs to, if it was the same request."""
-        with self._mongo_errors():
+        with mongo_errors():
             doc = self._connect().turns.known(request)
         return None if doc is None else self._same(doc, request)
 
@@ -491,32 +359,7 @@ class Client:
                 hint="Use a new key for a new request, or send the same body.",
                 run_id=doc["_id"],
             )
-        return Handle(self, doc["_id"])
-
-    def _run(self, run_id: str, fields: Doc) -> Doc:
-        with self._mongo_errors():
-            doc = self._db()["runs"].find_one({"_id": str(run_id)}, fields)
-        if doc is None:
-            raise NotFound(f"There is no run {run_id!r}.", hint="'agentq runs' lists the latest.")
-        return doc
-
-    def _cancel(self, run_id: str, reason: str, *, not_of: str | None = None) -> None:
-        """``not_of``: an idempotency key whose run is left alone."""
-        wish = {"reason": str(reason)[:500], "at": self._now()}
-        spared = {} if not_of is None else {"idempotency_key": {"$ne": not_of}}
-        with self._mongo_errors():
-            asked = self._db()["runs"].update_one(
-                {"_id": str(run_id), "status": {"$nin": sorted(TERMINAL)}, "cancel": None, **spared},
-                {
-                    "$set": {"cancel": wish, "next_due": self._now()},
-                    "$inc": {"rev": 1},
-                    "$unset": {"backlog.debounce": ""},
-                },
-            )
-        if asked.modified_count == 0:
-            doc = self._run(run_id, {"status": 1, "cancel": 1})
-            if doc["status"] in TERMINAL - {"cancelled"}:
-                raise Conflict(f"Run {run_id} has already {doc['status']}.", hint="There is nothing to cancel.")
+        return Handle(self._runs, doc["_id"])
 
     def _publish(self, hints: dict[Pool, list[Hint]]) -> None:
         """Tell the pools, at best. What does not get through is made due at once, for the scheduler to dispatch."""
@@ -542,42 +385,7 @@ class Client:
         return self._connect().db
 
     def _connect(self) -> Connection:
-        connected = self._connections.get(os.getpid())
-        if connected is None:
-            with self._mongo_errors():
-                made = Connection(self._mongo_url, self._broker_url, self._database)
-            connected = self._connections.setdefault(made.pid, made)
-            if connected is not made:  # another thread was quicker
-                made.close()
-        return connected
-
-    @contextmanager
-    def _mongo_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (InvalidURI, ConfigurationError, ValueError) as error:
-            raise AgentqError(  # the library's own words may quote a password
-                "The MongoDB URL is not valid.",
-                code="bad_mongo_url",
-                hint="It reads mongodb://user:password@host:27017/.",
-            ) from error
-        except OperationFailure as error:
-            if error.code in _NOT_ALLOWED:
-                raise AgentqError(
-                    "MongoDB refuses these credentials.", code="mongo_refused", hint="Check user, password and roles."
-                ) from error
-            raise _unavailable(error) from error
-        except PyMongoError as error:
-            raise _unavailable(error) from error
-
-
-def _unavailable(error: PyMongoError) -> Unavailable:
-    return Unavailable(
-        "MongoDB does not answer.",
-        code="mongo_unavailable",
-        hint="Check the URL and that it runs; repeat with the same idempotency key.",
-        cause=type(error).__name__,
-    )
+        return self._connections.here()
 
 
 def _duplicate(details: Any) -> str:

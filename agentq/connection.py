@@ -1,4 +1,7 @@
-"""What belongs to one process of a client: a connection to MongoDB, its clock, a way to publish hints."""
+"""What belongs to one process of a client: a connection to MongoDB, its clock, a way to publish hints.
+
+What pymongo raises becomes ours in one place, ``mongo_errors``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +20,9 @@ from celery import Celery
 from kombu.pools import ProducerPool
 from kombu.utils.objects import cached_property
 from pymongo import MongoClient, ReadPreference
+from pymongo.errors import ConfigurationError, InvalidURI, OperationFailure, PyMongoError
 
+from agentq.errors import AgentqError, Unavailable
 from agentq.gate import Gate
 from agentq.protocol import Hint, Pool, hint_message, task_name
 from agentq.run import Registered
@@ -27,6 +33,7 @@ Doc = dict[str, Any]
 BROKER_TIMEOUT_S = 3.0
 BROKER_QUIET_S = 5.0
 _REDIS = ("redis", "rediss", "unix")  # how a broker's URL begins; any other is taken for RabbitMQ's
+_NOT_ALLOWED = (13, 18)  # MongoDB: unauthorized, authentication failed
 _HOME = os.getpid()  # the process that imported us
 
 
@@ -110,6 +117,63 @@ class Connection:
         self._drop_producers()
         if self._celery is not None:
             self._celery.close()
+
+
+class Connections:
+    """One client's connections, each made at its first use; what was made before a fork is not used after it."""
+
+    def __init__(self, mongo_url: str, broker_url: str | None, database: str) -> None:
+        self._mongo_url = mongo_url
+        self._broker_url = broker_url
+        self._database = database
+        self._of_process: dict[int, Connection] = {}
+
+    def here(self) -> Connection:
+        """This process's own. Raises ``Unavailable``; ``AgentqError`` where the URL or the credentials are wrong."""
+        connected = self._of_process.get(os.getpid())
+        if connected is None:
+            with mongo_errors():
+                made = Connection(self._mongo_url, self._broker_url, self._database)
+            connected = self._of_process.setdefault(made.pid, made)
+            if connected is not made:  # another thread was quicker
+                made.close()
+        return connected
+
+    def close(self) -> None:
+        """Close this process's; the next use makes a new one."""
+        connected = self._of_process.pop(os.getpid(), None)
+        if connected is not None:
+            connected.close()
+
+
+@contextmanager
+def mongo_errors() -> Iterator[None]:
+    """Within it, what pymongo raises becomes one of ours."""
+    try:
+        yield
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        raise AgentqError(  # the library's own words may quote a password
+            "The MongoDB URL is not valid.",
+            code="bad_mongo_url",
+            hint="It reads mongodb://user:password@host:27017/.",
+        ) from error
+    except OperationFailure as error:
+        if error.code in _NOT_ALLOWED:
+            raise AgentqError(
+                "MongoDB refuses these credentials.", code="mongo_refused", hint="Check user, password and roles."
+            ) from error
+        raise _unavailable(error) from error
+    except PyMongoError as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: PyMongoError) -> Unavailable:
+    return Unavailable(
+        "MongoDB does not answer.",
+        code="mongo_unavailable",
+        hint="Check the URL and that it runs; repeat with the same idempotency key.",
+        cause=type(error).__name__,
+    )
 
 
 def _publishing(broker_url: str) -> Doc:

@@ -369,7 +369,7 @@ async def test_events_come_in_order_copied_out_or_not(client: Client, store: Mon
 
 
 def test_an_unknown_run_is_not_found(client: Client) -> None:
-    for ask in (client.run, client.events, lambda run_id: Handle(client, run_id).cancel()):
+    for ask in (client.run, client.events, lambda run_id: Handle(client._runs, run_id).cancel()):
         with pytest.raises(NotFound):
             ask("r404")
 
@@ -377,7 +377,7 @@ def test_an_unknown_run_is_not_found(client: Client) -> None:
 def test_an_operator_in_place_of_an_id_finds_nothing(client: Client) -> None:
     client.submit("hello")
     operator: Any = {"$ne": None}
-    for ask in (client.run, client.events, lambda run_id: Handle(client, run_id).cancel()):
+    for ask in (client.run, client.events, lambda run_id: Handle(client._runs, run_id).cancel()):
         with pytest.raises(AgentqError):
             ask(operator)
 

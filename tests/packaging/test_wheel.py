@@ -87,9 +87,9 @@ def test_the_wheel_holds_the_client_and_nothing_else(wheel: Path) -> None:
     info = next(name.split("/")[0] for name in names if name.endswith("/METADATA"))
     assert sorted(names) == sorted(
         [
-            "agentq/__init__.py", "agentq/client.py", "agentq/connection.py", "agentq/gate.py", "agentq/turns.py",
-            "agentq/schedule.py", "agentq/run.py", "agentq/event.py", "agentq/protocol.py", "agentq/canonical.py",
-            "agentq/errors.py", "agentq/py.typed",
+            "agentq/__init__.py", "agentq/client.py", "agentq/handle.py", "agentq/connection.py", "agentq/gate.py",
+            "agentq/turns.py", "agentq/schedule.py", "agentq/run.py", "agentq/event.py", "agentq/protocol.py",
+            "agentq/canonical.py", "agentq/errors.py", "agentq/py.typed",
             f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD",
         ]
     )  # fmt: skip
