@@ -156,13 +156,17 @@ def settle(came: Back, decision: Decision, told: NewEvent) -> Decision:
     )
 
 
-def release(run: RunDoc, at_ms: int, code: str) -> Decision:
-    """It waits for a job no more: the call is made live. That is another attempt, which counts against no limit."""
+def release(run: RunDoc, at_ms: int, code: str, *, paid: bool = False) -> Decision:
+    """It waits for a job no more: the call is made live. That is another attempt, which counts against no limit.
+
+    ``paid``: its answer is lost and may have been paid; it is counted as a lost call.
+    """
     came, step_id = back(run, at_ms), run["joins"]["step"]
     step = run["steps"][step_id]
     told = event("step.undeferred", at_ms, step_id, code=code, waited_ms=came.waited_ms)
     again = replace(_opening(step), attempt=step["attempt"] + 1, forgiven=step.get("forgiven", 0) + 1)
-    return settle(came, Decision([], opened={step_id: again}, status="running"), told)
+    waste = {"lost_calls": 1} if paid else {}
+    return settle(came, Decision([], opened={step_id: again}, status="running", waste=waste), told)
 
 
 def waits(run: RunDoc, step_id: str) -> bool:

@@ -238,7 +238,7 @@ class Joiner:
                 answered, cost = await self._take_in_group(job, group, answered, cost)
                 group = []
         answered, cost = await self._take_in_group(job, group, answered, cost)
-        await self._release_members(job, state.error or f"job_{state.status}")
+        await self._release_members(job, state.error or f"job_{state.status}", paid=state.status == "completed")
         await self._note(
             job["_id"], status="done", live=False, ended_at=now, answered=answered, cost_nano_usd=cost,
             error=state.error,
@@ -339,17 +339,20 @@ class Joiner:
 
     # -- back to live -----------------------------------------------------------------------------------------------
 
-    async def _release_members(self, job: JobDoc, code: str) -> None:
-        """Whoever still waits for the job is made live; who moves meanwhile is looked at again."""
+    async def _release_members(self, job: JobDoc, code: str, *, paid: bool = False) -> None:
+        """Whoever still waits for the job is made live; who moves meanwhile is looked at again. ``paid``: the job is
+        complete, so an answer that is missing, or that cannot be read, is lost."""
         while runs := await self._jobs.members(job, limit=GROUP):
             await self._wait_for_room()
-            await self._release(runs, code)
+            await self._release(runs, code, paid=paid)
 
-    async def _release(self, runs: Sequence[RunDoc], code: str) -> None:
+    async def _release(self, runs: Sequence[RunDoc], code: str, *, paid: bool = False) -> None:
         hints: list[tuple[Pool, Hint]] = []
         at_ms = int(self._store.now().timestamp() * 1000)
         waiting = [run for run in runs if "joins" in run and run["status"] not in TERMINAL]
-        for planned in await asyncio.gather(*(self._commit(run, joining.release(run, at_ms, code)) for run in waiting)):
+        for planned in await asyncio.gather(
+            *(self._commit(run, joining.release(run, at_ms, code, paid=paid)) for run in waiting)
+        ):
             hints += commit.hints(planned) if planned is not None else []
         if hints:
             await self._publish(hints)

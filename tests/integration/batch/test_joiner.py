@@ -298,6 +298,14 @@ async def test_a_call_that_fails_in_its_job_is_tried_again_live(yard: Yard) -> N
         await check(made, batch, live=1)
 
 
+async def test_an_answer_that_cannot_be_read_is_a_lost_call(yard: Yard) -> None:
+    rule = {"name": "half a line", "match": {"purpose": "critique"}, "action": {"malformed": True}, "times": 1}
+    async with works(yard, rules=[rule]) as made:
+        batch = await made.begin()
+        await check(made, batch, live=1, waste=True)
+        assert [run["waste"].get("lost_calls", 0) for run in await made.runs(batch)].count(1) == 1
+
+
 async def test_a_cancelled_batch_cancels_its_jobs_and_pays_for_what_was_answered_once(yard: Yard) -> None:
     """Also when the answers are looked at twice."""
     async with works(yard, batches={"stuck": True, "partial": 0.5}) as made:

@@ -39,9 +39,10 @@ def test_a_commit_whose_lease_is_gone_is_fenced_and_one_whose_lease_holds_may_de
 
 def test_an_act_of_the_scheduler_that_was_applied_is_known_as_applied_though_it_wrote_no_event() -> None:
     """A wake and a repeated hint write no event; taken for lost, their hints would not be published."""
-    for decide in (advance.wake, advance.hint_again):
+    for act in ("wake", "hint_again"):
         play = Play().fails()
-        planned = plan(play.run, decide(play.run, "s1"), now=START, unclaimed=("s1",))
+        decision = advance.wake(play.run, "s1", 0) if act == "wake" else advance.hint_again(play.run, "s1")
+        planned = plan(play.run, decision, now=START, unclaimed=("s1",))
         assert documents.verdict({**planned.after}, planned) is Verdict.APPLIED
         assert documents.verdict(stored(play), planned) is Verdict.MOVED
         assert documents.verdict(stored(play, rev=play.run["rev"] + 1), planned) is Verdict.MOVED
