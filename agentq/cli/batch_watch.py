@@ -39,14 +39,18 @@ class Pace:
         return (entries - before) / (at_s - since) if at_s - since >= 2 and entries > before else None
 
 
-def headline(batch: BatchDoc, in_flight: int, now: datetime, rate: float | None = None) -> str:
-    """Everything that moves, on one line."""
+def headline(
+    batch: BatchDoc, in_flight: int, now: datetime, rate: float | None = None, jobs: Sequence[JobDoc] = ()
+) -> str:
+    """Everything that moves, on one line. ``jobs``: where its calls wait at a provider; then no rate says anything."""
     counts, likely = batch["counts"], forecast(batch, now, rate)
     total = "?" if batch["total"] is None else f"{batch['total']:,}"
     failed = batch["entries"] - counts["succeeded"]
     told = [f"{batch['entries']:,} of {total} lines", f"{failed:,} failed", f"{in_flight:,} in flight"]
     going = batch["live"] and batch["ending"] is None
-    moving = going and batch["paused"] is None
+    moving = going and batch["paused"] is None and not jobs
+    if jobs:
+        told.append(_at_providers(jobs, now))
     if likely.rate is not None and moving:
         told.append(f"{likely.rate:.1f}/s")
     told.append(f"${batch['cost_nano_usd'] / 1e9:.6f} so far")
@@ -55,6 +59,13 @@ def headline(batch: BatchDoc, in_flight: int, now: datetime, rate: float | None 
     if likely.seconds_left is not None and moving:
         told.append(f"done in about {span(likely.seconds_left)}")
     return ", ".join(told)
+
+
+def _at_providers(jobs: Sequence[JobDoc], now: datetime) -> str:
+    """What waits for jobs of a provider's batch endpoint; they may hold lines of other batches too."""
+    calls, oldest = sum(job["calls"] for job in jobs), min(job.get("sent_at", now) for job in jobs)
+    noun = "a job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    return f"{noun} of {calls:,} calls at the provider for {span((now - oldest).total_seconds())}"
 
 
 def span(seconds: float) -> str:
@@ -100,13 +111,6 @@ def _advice_while_live(batch: BatchDoc) -> str | None:
     )
 
 
-def _at_providers(jobs: Sequence[JobDoc], now: datetime) -> str:
-    """Jobs of a provider's batch endpoint in which lines of the batch are."""
-    calls, oldest = sum(job["calls"] for job in jobs), min(job.get("sent_at", now) for job in jobs)
-    noun = "job" if len(jobs) == 1 else "jobs"
-    return f"{len(jobs)} {noun} with {calls:,} calls, since {span((now - oldest).total_seconds())}"
-
-
 def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobDoc] = ()) -> list[str]:
     """A batch in a few lines. ``jobs``: where its calls wait at a provider."""
     counts = ", ".join(f"{count:,} {name}" for name, count in batch["counts"].items() if count)
@@ -114,11 +118,9 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobD
     lines = [
         f"batch     {batch['_id']}  {state(batch)}",
         f"file      {batch['source']['name']}, {submitted['good']:,} requests, {submitted['bad']:,} bad lines",
-        f"progress  {headline(batch, in_flight, now)}",
+        f"progress  {headline(batch, in_flight, now, jobs=jobs)}",
         f"ended     {counts or 'none'}",
     ]
-    if jobs:
-        lines.append(f"provider  {_at_providers(jobs, now)}")
     if batch["waste_nano_usd"]:
         lines.append(f"waste     ${batch['waste_nano_usd'] / 1e9:.6f} of the cost, for calls whose answers were lost")
     if batch["budget_nano_usd"] is not None:
@@ -140,9 +142,9 @@ async def watch_batch(store: MongoStore, batch_id: str, *, err: bool = False) ->
             assert batch is not None, "batches are never removed"
             in_flight = await store.batches.in_flight(batch_id) if batch["live"] else 0
             over = batch["status"] in ENDED or (batch["paused"] is not None and batch["paused"]["by"] == "budget")
-            show.update(
-                batch, headline(batch, in_flight, store.now(), pace.rate(time.monotonic(), batch["entries"])), over
-            )
+            jobs = await store.jobs.of_batch(batch_id) if batch["live"] else []
+            rate = pace.rate(time.monotonic(), batch["entries"])
+            show.update(batch, headline(batch, in_flight, store.now(), rate, jobs), over)
             if over:
                 break
             await asyncio.sleep(POLL_S)

@@ -308,6 +308,9 @@ def _waits_for(run: RunDoc, step_id: str) -> str:
     step = run["steps"][step_id]
     if "held" in step:
         return f"a person ({step['held']})"
+    if "joins" in run and run["joins"]["step"] == step_id:
+        job, live_at = run["joins"].get("job", "a job"), step["not_before"]
+        return f"{job} of {run['joins']['endpoint']}, is made live at {live_at:%Y-%m-%d %H:%M} UTC at the latest"
     if "not_before" in step:
         return f"{step['not_before']:%H:%M:%S} UTC"
     return f"the {step['pool']} pool"

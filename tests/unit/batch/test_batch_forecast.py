@@ -103,6 +103,14 @@ def test_a_line_of_progress_says_everything_that_moves() -> None:
     assert "about" not in ending
 
 
+def test_while_calls_wait_at_a_provider_no_rate_says_when_it_ends() -> None:
+    job: Any = {"calls": 1_800, "sent_at": NOW}
+    text = headline(batch(total=3), 2, NOW + timedelta(minutes=12), jobs=[job])
+    assert "a job of 1,800 calls at the provider for 12 min" in text
+    assert "/s" not in text
+    assert "done in" not in text
+
+
 def test_what_a_person_has_to_do_is_said() -> None:
     stopped = batch(paused={"by": "budget", "at": NOW}, budget_nano_usd=5_000_000_000)
     assert "agentq batch budget batch_1 USD" in (advice(stopped) or "")
