@@ -36,7 +36,23 @@ async def ask_everything(store: MongoStore, run_ids: list[str], line: str) -> No
         await batches.under_way(batch["_id"])
         await batches.waiting(batch["_id"], "", 10)
     await batches.room()
+    await ask_of_jobs(store)
     await asyncio.gather(store.deliveries.due_lanes(), store.deliveries.untold())
+
+
+async def ask_of_jobs(store: MongoStore) -> None:
+    """The joiner's part of it, with one call that waits and one that is in a job."""
+    now = store.now()
+    for number, job in enumerate([None, "job_1"]):
+        joins = {"endpoint": "openai/m", "since": now, "until": now, **({"job": job} if job else {})}
+        await store.runs.insert_one({"_id": f"r-waits-{number}", "joins": joins, "next_due": None})
+    assert await store.jobs.endpoints() == ["openai/m"]
+    (waiting,) = await store.jobs.waiting("openai/m", 10)
+    job_doc = await store.jobs.begin("openai/m", [waiting], "me")
+    assert await store.jobs.due() == [job_doc["_id"]]
+    assert [run["_id"] for run in await store.jobs.members(job_doc)] == [waiting.run_id]
+    await store.jobs.turnaround_s("openai/m")
+    await store.jobs.of_batch("batch_1")
 
 
 async def test_no_loop_reads_the_whole_collection_of_runs(yard: Yard, mongo_url: str, database: str) -> None:
@@ -53,7 +69,9 @@ async def test_no_loop_reads_the_whole_collection_of_runs(yard: Yard, mongo_url:
         client[database].command("profile", 2)
         await ask_everything(yard.store, ids, flow("default", batch["_id"]))
         client[database].command("profile", 0)
-        asked = list(client[database]["system.profile"].find({"ns": f"{database}.runs"}))
+        asked = list(
+            client[database]["system.profile"].find({"ns": {"$in": [f"{database}.runs", f"{database}.provider_jobs"]}})
+        )
     assert len(asked) > 15
     whole = [one["command"] for one in asked if one.get("planSummary") == "COLLSCAN"]
     assert whole == []
