@@ -275,8 +275,9 @@ class Admission:
         untaken = sum(one.runs for one in here if not one.taken)
         before = self._windows.get(pool) or Window(max(self._first_window, taken + untaken))
         sight = Sight(
-            taken, untaken, self._flights.rate(pool), self._later.pop(pool, None), self._full.get(pool, False)
-        )
+            taken, untaken, self._flights.rate(pool), self._later.pop(pool, None), self._full.get(pool, False),
+            self._first_window,
+        )  # fmt: skip
         self._windows[pool] = adapt(before, sight)
         return self._windows[pool].size
 
