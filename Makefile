@@ -49,6 +49,8 @@ fault-part: setup ## The part of 'fault' that CI runs: every server and role, on
 	@echo "fault-part: servers, roles and one crash point"
 	@$(PYTEST) -n $(PROCESSES) tests/fault/test_crashes.py tests/fault/test_proxy.py tests/fault/test_primitives.py \
 		-k "proxy or primitives or specialist or broker or mongod or scheduler or after_effect"
+	@echo "fault-part: a batch of 300 lines; submitter, workers, broker and MongoDB are killed"
+	@FAULT_LINES=300 $(PYTEST) tests/fault/test_batch_kills.py
 	@echo "fault-part: a chaos campaign of half a minute on each broker"
 	@$(BIN)/python -m tests.fault.campaign --broker redis --runs 200 --seconds 30
 	@$(BIN)/python -m tests.fault.campaign --broker rabbitmq --runs 200 --seconds 30

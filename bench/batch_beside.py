@@ -67,9 +67,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Request:
-    """An interactive request that has ended. Seconds from its ``created_at``."""
+    """An interactive request that has ended. Seconds from its ``created_at``; ``admitted_s`` is None where it went
+    straight to its pool."""
 
     status: str
+    admitted_s: float | None
     wait_s: float
     answered_s: float
 
@@ -132,7 +134,7 @@ def _run(home: Path, lines: int, phase_s: float) -> Show:
             phases, handles = _phases(watch, client, pace, phase_s)
             batch, seconds = watch.batch(), time.monotonic() - began
             spent = accounting.spent(before, accounting.read_cpu(pids))
-            requests = [look(handle) for handle in handles]
+            requests = [look(handle, mongo["agentq"]["runs"]) for handle in handles]
         show = Show(batch, phases, requests, watch.ended(), watch.lines_cost(), seconds)
         show.cpu, show.others_cores = spent.processes, spent.others_cores
         return show
@@ -217,13 +219,15 @@ def _wait_for_the_end(watch: _Watch, pause: threading.Event) -> None:
         pause.wait(0.5)
 
 
-def look(handle: Handle) -> Request:
+def look(handle: Handle, runs: Any) -> Request:
     """What became of an interactive request."""
-    outcome = handle.wait(STALL_S)
-    events = handle.events()
+    outcome, events = handle.wait(STALL_S), handle.events()
+    run = runs.find_one({"_id": handle.run_id}, {"created_at": 1, "admitted_at": 1})
+    admitted_s = (run["admitted_at"] - run["created_at"]).total_seconds() if "admitted_at" in run else None
     first = next((one for one in events if "latency_ms" in one["data"]), None)
     began_ms = float("inf") if first is None else first["at_ms"] - first["data"]["latency_ms"]
-    return Request(outcome.status, (began_ms - events[0]["at_ms"]) / 1000, outcome.latency_s)
+    wait_s = (began_ms - run["created_at"].timestamp() * 1000) / 1000
+    return Request(outcome.status, admitted_s, wait_s, outcome.latency_s)
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -248,6 +252,7 @@ def verdicts(show: Show, lines: int) -> list[tuple[str, str, bool]]:
 
 def table(show: Show) -> str:
     waits, answers = [one.wait_s for one in show.requests], [one.answered_s for one in show.requests]
+    admitted = [one.admitted_s for one in show.requests if one.admitted_s is not None]
     counts = show.batch["counts"]
     blocks = [
         f"batch         {show.batch['status']}, {show.batch['total']:,} lines: {counts['succeeded']:,} succeeded, "
@@ -257,6 +262,7 @@ def table(show: Show) -> str:
         f"loss          {show.loss():.1%}, at pace 1 {show.loss(paced=True):.1%}",
         f"interactive   {len(waits)} requests, one a second; from created_at to the start of the first model call: "
         f"p50 {percentile(waits, 0.5):.3f} s, p99 {percentile(waits, 0.99):.3f} s, max {max(waits, default=0):.3f} s",
+        f"              {len(admitted)} of them had to be admitted, the slowest after {max(admitted, default=0):.3f} s",
         f"              answered after p50 {percentile(answers, 0.5):.2f} s, p99 {percentile(answers, 0.99):.2f} s",
         "CPU           " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in show.cpu.items())
         + f"; others kept {show.others_cores:.2f} cores busy",

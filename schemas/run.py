@@ -180,11 +180,13 @@ class Usage(TypedDict, total=False):
 
 
 class Waste(TypedDict, total=False):
-    """What was spent without being used: calls in flight in a dead process, calls cut short because nobody wanted
+    """What was spent without being used: calls in flight in a dead process (``lost_llm_calls``: the model calls among
+    them, of which nobody knows whether they were paid: they are in no cost), calls cut short because nobody wanted
     their answers any more (their cost is an estimate: the input), work of a worker that lost its lease, answers of a
     provider's job that came when the step had gone on without (``late_calls``)."""
 
     lost_calls: int
+    lost_llm_calls: int
     late_calls: int
     cut_calls: int
     llm_calls: int
@@ -250,6 +252,7 @@ class RunDoc(TypedDict):
     audit: AuditHead
     usage: Usage
     waste: Waste
+    late: NotRequired[list[str]]  # leases of which what was spent in vain has been counted in ``waste``
     next_due: datetime | None
     created_at: datetime
     ended_at: datetime | None

@@ -16,6 +16,7 @@ import click
 
 from agentq.cli.batch_jobs import jobs
 from agentq.cli.connect import data_dir_option, open_store
+from agentq.engine.tally import lost_estimate
 from agentq.errors import Conflict, InvalidRequest, NotFound
 from agentq.protocol import parse_request
 
@@ -205,6 +206,8 @@ def summary(found: BatchDoc) -> dict[str, Any]:
         "counts": found["counts"],
         "cost_nano_usd": found["cost_nano_usd"],
         "cost_usd": found["cost_nano_usd"] / 1e9,
+        "lost_llm_calls": found["usage"].get("lost_llm_calls", 0),
+        "lost_usd_about": lost_estimate(found) / 1e9,
         "budget_usd": None if found["budget_nano_usd"] is None else found["budget_nano_usd"] / 1e9,
         "paused": None if found["paused"] is None else found["paused"]["by"],
         "complete_by": found["complete_by"],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agentq.batch.estimate import forecast
+from agentq.engine.tally import lost_estimate
 from schemas.batch import ENDED, BatchDoc
 from schemas.job import JobDoc
 
@@ -122,7 +123,12 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobD
         f"ended     {counts or 'none'}",
     ]
     if batch["waste_nano_usd"]:
-        lines.append(f"waste     ${batch['waste_nano_usd'] / 1e9:.6f} of the cost, for calls whose answers were lost")
+        lines.append(f"waste     ${batch['waste_nano_usd'] / 1e9:.6f} of the cost, for answers that nobody could use")
+    if lost := batch["usage"].get("lost_llm_calls", 0):
+        about = lost_estimate(batch) / 1e9
+        lines.append(
+            f"lost      {lost:,} calls died with their workers; if paid, about ${about:.6f} more than the cost"
+        )
     if batch["budget_nano_usd"] is not None:
         lines.append(f"budget    ${batch['budget_nano_usd'] / 1e9:g}")
     if batch["complete_by"] is not None:

@@ -298,7 +298,8 @@ def _show_totals(run: RunDoc, facts: dict[str, Any]) -> None:
     if run["waste"]:
         waste = run["waste"]
         click.echo(
-            f"waste     {waste.get('lost_calls', 0)} calls lost with their worker, {waste.get('cut_calls', 0)} cut, "
+            f"waste     {waste.get('lost_calls', 0)} calls lost with their worker ({waste.get('lost_llm_calls', 0)} to "
+            f"models: perhaps paid, in no cost), {waste.get('cut_calls', 0)} cut, "
             f"{waste.get('llm_calls', 0)} late, "
             f"${waste.get('cost_nano_usd', 0) / 1e9:.6f}"
         )

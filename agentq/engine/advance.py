@@ -268,11 +268,12 @@ def quarantine(run: RunDoc, step_id: str, code: str, message: str, at_ms: int) -
 def lost(run: RunDoc, step_id: str, max_attempts: int, at_ms: int) -> Decision:
     """The step's worker is gone or its lease ran out: again, with the same key, or wait for a person.
 
-    The call that was in flight is counted as waste: it may have been paid.
+    The call that was in flight is counted as waste. A model call may have been paid, which nobody can know, so it is
+    counted apart and is in no cost.
     """
     step, worker = run["steps"][step_id], run["leases"][step_id]["worker"]
     gone = event("step.lost", at_ms, step_id, attempt=step["attempt"], worker=worker)
-    waste = {"lost_calls": 1}
+    waste = {"lost_calls": 1} | ({"lost_llm_calls": 1} if step["kind"] != "tool" else {})
     if step["recovery"] == "unsafe":
         return replace(_hold(run, step_id, [gone], at_ms), waste=waste)
     if tries(step) >= max_attempts:

@@ -165,7 +165,7 @@ def release(run: RunDoc, at_ms: int, code: str, *, paid: bool = False) -> Decisi
     step = run["steps"][step_id]
     told = event("step.undeferred", at_ms, step_id, code=code, waited_ms=came.waited_ms)
     again = replace(_opening(step), attempt=step["attempt"] + 1, forgiven=step.get("forgiven", 0) + 1)
-    waste = {"lost_calls": 1} if paid else {}
+    waste = {"lost_calls": 1, "lost_llm_calls": 1} if paid else {}
     return settle(came, Decision([], opened={step_id: again}, status="running", waste=waste), told)
 
 

@@ -95,9 +95,19 @@ def _add_run(one: Tally, run: Mapping[str, Any], before: Mapping[str, Any]) -> N
             one.add(f"counts.{was}", -1)
     one.add("cost_nano_usd", spent(run) - spent(before))
     one.add("waste_nano_usd", run["waste"].get("cost_nano_usd", 0) - before["waste"].get("cost_nano_usd", 0))
+    one.add("usage.lost_llm_calls", run["waste"].get("lost_llm_calls", 0) - before["waste"].get("lost_llm_calls", 0))
     for name in USAGE:
         one.add(f"usage.{name}", run["usage"].get(name, 0) - before["usage"].get(name, 0))
     one.max_line_nano_usd = max(one.max_line_nano_usd, spent(run))
+
+
+def lost_estimate(batch: BatchDoc) -> int:
+    """What the model calls that died with their workers may have cost, in nano-dollars, on the average of the calls of
+    the batch. Nobody can know whether they were paid, so this is in no cost. Some may have been heard of after all, and
+    some never reached the provider: it is rather too much than too little."""
+    usage = batch["usage"]
+    calls, lost = usage.get("llm_calls", 0), usage.get("lost_llm_calls", 0)
+    return -(-lost * (batch["cost_nano_usd"] - batch["waste_nano_usd"]) // calls) if calls else 0
 
 
 def line_estimate(batch: BatchDoc) -> int | None:

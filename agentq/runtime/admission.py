@@ -193,19 +193,26 @@ class Admission:
         return admitted
 
     async def _look_slowly(self) -> None:
-        """What need not be known at once: limits, what runs did cost, how fast the pools are. Then tell the clients."""
-        self._limits = await self._backlog.limits()
-        if self._time_for("routes", 30):
-            self._routes = await self._backlog.routes()
-        for pool, priority, flow, difference in await self._flights.look(self._clock()):
+        """What need not be known at once: limits, what runs did cost, how fast the pools are. Then tell the clients.
+
+        An urgent request that comes meanwhile waits for this, so the questions are asked side by side.
+        """
+        ended, *_ = await asyncio.gather(
+            self._flights.look(self._clock()), self._look_at_limits(), self._look_at_routes(), self._listen()
+        )
+        for pool, priority, flow, difference in ended:
             tenant = tenant_of(flow)
             if pool in self._books:
                 self._books[pool] = correct(self._books[pool], priority, tenant, self._weight(tenant), difference)
-        if self._waiting or self._time_for("queues", 5):
-            await self._listen()
         await self._tell()
 
+    async def _look_at_routes(self) -> None:
+        if self._time_for("routes", 30):
+            self._routes = await self._backlog.routes()
+
     async def _listen(self) -> None:
+        if not self._waiting and not self._time_for("queues", 5):
+            return
         queues = await self._queues()
         fresh = {pool for pool, queue in queues.items() if queue.heard != self._heard.get(pool)}
         self._heard = {pool: queue.heard for pool, queue in queues.items()}
@@ -240,12 +247,8 @@ class Admission:
     # -- letting in -------------------------------------------------------------------------------------------------
 
     async def _admit(self, waiting: Mapping[Priority, Mapping[Pool, list[str]]]) -> int:
-        if self._time_for("limits", SLOW_S / 2):
-            self._limits = await self._backlog.limits()
-        flight = await self._backlog.flight()
-        quotas: Mapping[str, Quota] = self._quotas(flight)
-        if self._room is not None:
-            quotas = with_room(quotas, await self._room())
+        flight, room, _ = await asyncio.gather(self._backlog.flight(), self._rooms(), self._look_at_limits())
+        quotas: Mapping[str, Quota] = with_room(self._quotas(flight), room)
         self._keep_heads({(priority, pool, flow) for priority, pools in waiting.items()
                           for pool, flows in pools.items() for flow in flows})  # fmt: skip
         admitted = 0
@@ -261,13 +264,21 @@ class Admission:
         self._calm = not admitted and not flight and "interactive" not in waiting
         return admitted
 
+    async def _rooms(self) -> Mapping[str, int]:
+        return {} if self._room is None else await self._room()
+
+    async def _look_at_limits(self) -> None:
+        if self._time_for("limits", SLOW_S / 2):
+            self._limits = await self._backlog.limits()
+
     def _window(self, pool: Pool, here: Iterable[Flying]) -> int:
         taken = sum(one.runs for one in here if one.taken)
         untaken = sum(one.runs for one in here if not one.taken)
         before = self._windows.get(pool) or Window(max(self._first_window, taken + untaken))
         sight = Sight(
-            taken, untaken, self._flights.rate(pool), self._later.pop(pool, None), self._full.get(pool, False)
-        )
+            taken, untaken, self._flights.rate(pool), self._later.pop(pool, None), self._full.get(pool, False),
+            self._first_window,
+        )  # fmt: skip
         self._windows[pool] = adapt(before, sight)
         return self._windows[pool].size
 

@@ -289,7 +289,7 @@ class Runtime:
                 raise
             task.uncancel()
             cost = wanted.model.cost_nano_usd(estimate_input(wanted), 0)
-            await self._book(held.run_id, {"cut_calls": 1, "cost_nano_usd": cost})
+            await self._book(held, {"cut_calls": 1, "cost_nano_usd": cost})
             return self._cuts[held]
         finally:
             self._calls.pop(held, None)
@@ -404,13 +404,17 @@ class Runtime:
     async def _book_waste(self, held: Held, outcome: Outcome) -> None:
         """Our work is of no use (the lease was lost, or it cannot be stored): state stays, the money is booked."""
         if isinstance(outcome, Replied):
-            await self._book(held.run_id, {"llm_calls": 1, "cost_nano_usd": outcome.reply.cost_nano_usd})
+            await self._book(held, {"llm_calls": 1, "cost_nano_usd": outcome.reply.cost_nano_usd})
 
-    async def _book(self, run_id: str, waste: dict[str, int]) -> None:
-        try:
-            await self.store.book_waste(run_id, waste)
-        except Unavailable:
-            log.warning("waste of run %s is not booked: %d nano-dollars", run_id, waste["cost_nano_usd"])
+    async def _book(self, held: Held, waste: dict[str, int]) -> None:
+        """An outage of the database is waited out, as for a commit: nobody else knows of this money."""
+        while True:
+            try:
+                await self.store.book_waste(held.run_id, held.token, waste)
+                return
+            except Unavailable as error:
+                log.warning("waste of run %s waits: %s", held.run_id, error.code)
+                await asyncio.sleep(OUTAGE_PAUSE_S)
 
     async def _copy_out(self, carried: Carried, run: RunDoc) -> None:
         """Audit events leave the run when it has ended, or when there are many."""

@@ -189,13 +189,14 @@ class MongoBacklog:
     async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
         if not await self.waits(CLASSES):
             return {}
-        found: dict[Priority, dict[Pool, list[str]]] = {}
-        for priority in CLASSES:
-            where: Doc = {"backlog.class": priority}
-            for pool in await self._answer(self._runs.distinct("pool", where)):
-                flows = await self._answer(self._runs.distinct("flow", {**where, "pool": pool}))
-                found.setdefault(priority, {})[cast("Pool", pool)] = flows
-        return found
+        pools = await asyncio.gather(*(self._pools_of(priority) for priority in CLASSES))
+        return {priority: found for priority, found in zip(CLASSES, pools, strict=True) if found}
+
+    async def _pools_of(self, priority: Priority) -> dict[Pool, list[str]]:
+        where: Doc = {"backlog.class": priority}
+        pools = cast("list[Pool]", await self._answer(self._runs.distinct("pool", where)))
+        flows = (self._answer(self._runs.distinct("flow", {**where, "pool": pool})) for pool in pools)
+        return dict(zip(pools, await asyncio.gather(*flows), strict=True))
 
     async def heads(self, priority: Priority, pool: Pool, flow: str, limit: int) -> list[Waiting]:
         where = {"backlog.class": priority, "pool": pool, "flow": flow, "status": "queued", "cancel": None}

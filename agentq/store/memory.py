@@ -177,9 +177,10 @@ class MemoryStore:
         for delivery in of_run(run):
             self.deliveries.setdefault(delivery["_id"], delivery)
 
-    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
+    async def book_waste(self, run_id: str, token: str, waste: dict[str, int]) -> None:
         run = self.runs.get(run_id)
-        if run is not None:
+        if run is not None and token not in run.get("late", []):
+            run.setdefault("late", []).append(token)
             counted = cast("dict[str, int]", run["waste"])
             for name, amount in waste.items():
                 counted[name] = counted.get(name, 0) + amount

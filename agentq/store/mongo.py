@@ -275,12 +275,13 @@ class MongoStore:
     async def notify(self, run: RunDoc) -> None:
         await self.deliveries.add(of_run(run))
 
-    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
-        counted = {f"waste.{name}": amount for name, amount in waste.items()}
+    async def book_waste(self, run_id: str, token: str, waste: dict[str, int]) -> None:
+        once: Doc = {"_id": run_id, "late": {"$ne": token}}
+        counted: Doc = {"$inc": {f"waste.{name}": amount for name, amount in waste.items()}, "$push": {"late": token}}
         of_batch = {"$exists": True}  # then there is something to count; one of the two matches
         writes = [
-            UpdateOne({"_id": run_id, "batch": {"$not": of_batch}}, {"$inc": counted}),
-            UpdateOne({"_id": run_id, "batch": of_batch}, {"$inc": counted, "$set": {"tally": True}}),
+            UpdateOne({**once, "batch": {"$not": of_batch}}, counted),
+            UpdateOne({**once, "batch": of_batch}, {**counted, "$set": {"tally": True}}),
         ]
         await self._answer(self.runs.bulk_write(writes, ordered=False))
 

@@ -228,7 +228,7 @@ async def test_a_live_lease_cannot_be_declared_lost_and_a_dead_one_can(bench: Be
     assert await bench.store.commit(decide(run, "s1", routed(), "t1", bench.store)) is Verdict.FENCED
     stored = await bench.store.load("r1")
     assert stored is not None
-    assert stored["waste"] == {"lost_calls": 1}
+    assert stored["waste"] == {"lost_calls": 1, "lost_llm_calls": 1}
 
 
 async def test_renewal_prolongs_what_is_ours_and_names_what_is_lost(bench: Bench) -> None:
@@ -302,7 +302,9 @@ async def test_bundles_come_back_as_they_were_registered(bench: Bench) -> None:
 
 async def test_waste_adds_up(bench: Bench) -> None:
     await bench.born()
-    await asyncio.gather(*(bench.store.book_waste("r1", {"llm_calls": 1, "cost_nano_usd": 5}) for _ in range(10)))
+    spent = {"llm_calls": 1, "cost_nano_usd": 5}
+    tokens = [f"t{number % 10}" for number in range(20)]  # each twice: an answer was lost, and it was repeated
+    await asyncio.gather(*(bench.store.book_waste("r1", token, spent) for token in tokens))
     stored = await bench.store.load("r1")
     assert stored is not None
     assert stored["waste"] == {"llm_calls": 10, "cost_nano_usd": 50}

@@ -60,7 +60,6 @@ class Books:
     ended: dict[str, datetime] = field(default_factory=dict)
     ahead: timedelta = timedelta(0)  # how far any wall clock was ahead: what it wrote is due so much later
     skewed: bool = False  # a wall clock was wrong: deadlines and limits of time may have been, too
-    unbooked: set[str] = field(default_factory=set)  # processes whose waste could not be written
 
     def wrong(self, sentence: str) -> None:
         if sentence in self.problems:
@@ -298,6 +297,5 @@ class Books:
     def _shown(self) -> None:
         """A worker that lives to see an answer books it."""
         for call in self.calls.values():
-            spared = call.process.alive and call.process.name not in self.unbooked
-            if call.delivered and call.booked is None and spared:
+            if call.delivered and call.booked is None and call.process.alive:
                 self.wrong(f"{call.process.name} spent {call.cost} for {call.run_id} and it shows nowhere")

@@ -177,7 +177,7 @@ def waste_is_booked_twice() -> Patch:
 
     async def twice(self: Runtime, held: Held, outcome: Outcome) -> None:
         await book(self, held, outcome)
-        await book(self, held, outcome)
+        await book(self, held._replace(token=f"{held.token}x"), outcome)
 
     return mock.patch.object(Runtime, "_book_waste", twice)
 

@@ -54,9 +54,11 @@ class Server(MemoryStore):
             self.books.committed(before, after, commit, self._clock())
         return verdict
 
-    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
-        await super().book_waste(run_id, waste)
-        self.books.wasted(self.runs[run_id], waste)
+    async def book_waste(self, run_id: str, token: str, waste: dict[str, int]) -> None:
+        known = token in self.runs[run_id].get("late", [])
+        await super().book_waste(run_id, token, waste)
+        if not known:
+            self.books.wasted(self.runs[run_id], waste)
 
     async def due_by(self, limit: int, skew_ms: int) -> list[RunDoc]:
         """``due`` by the asking process's clock, as MongoDB's store asks."""
@@ -144,12 +146,8 @@ class Port:
     async def notify(self, run: RunDoc) -> None:
         await self._ask("notify", self.world.server.notify, run)
 
-    async def book_waste(self, run_id: str, waste: dict[str, int]) -> None:
-        try:
-            await self._ask("book_waste", self.world.server.book_waste, run_id, waste)
-        except Unavailable:
-            self.world.books.unbooked.add(self.process.name)
-            raise
+    async def book_waste(self, run_id: str, token: str, waste: dict[str, int]) -> None:
+        await self._ask("book_waste", self.world.server.book_waste, run_id, token, waste)
 
     async def history(self, run: RunDoc, tokens: int) -> list[Message]:
         found: list[Message] = await self._ask("history", self.world.server.history, run, tokens)

@@ -114,13 +114,13 @@ async def test_counting_meets_no_worker_that_is_still_settling_a_line(
 async def test_calls_that_a_lost_worker_paid_are_billed_even_after_the_batch_has_ended(yard: Yard) -> None:
     batch = (await yard.submit(lines(2))).batch
     first, second = await yard.admit(batch)
-    await yard.store.book_waste((await yard.run(batch, first))["_id"], {"llm_calls": 1, "cost_nano_usd": 100})
+    await yard.store.book_waste((await yard.run(batch, first))["_id"], "t", {"llm_calls": 1, "cost_nano_usd": 100})
     await yard.keeper.tick()
     _, running = await lines_and_total_so_far(yard, batch)
     assert (running["cost_nano_usd"], running["entries"]) == (100, 0), "booked while the line is still under way"
     await yard.end(batch, (first, second))
     await yard.keeper.tick()
-    await yard.store.book_waste((await yard.run(batch, second))["_id"], {"llm_calls": 1, "cost_nano_usd": 1000})
+    await yard.store.book_waste((await yard.run(batch, second))["_id"], "t", {"llm_calls": 1, "cost_nano_usd": 1000})
     await yard.keeper.tick()
     records, ended = await lines_and_total(yard, batch)
     assert ended["status"] == "completed"
@@ -167,7 +167,7 @@ async def test_past_its_window_finished_lines_are_billed_and_the_others_are_erro
     await yard.end(batch, done)
     under_way = await yard.admit(batch, 2)
     paid = (await yard.run(batch, under_way[0]))["_id"]
-    await yard.store.book_waste(paid, {"llm_calls": 1, "cost_nano_usd": 50})
+    await yard.store.book_waste(paid, "t", {"llm_calls": 1, "cost_nano_usd": 50})
     await yard.keeper.tick()
     assert (await yard.batch(batch["_id"]))["status"] == "in_progress"
     yard.ahead = timedelta(hours=1)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentq.engine.tally import line_end, slots, tally
+from agentq.engine.tally import line_end, lost_estimate, slots, tally
 from schemas.batch import BadLine
 from tests.unit.batch.test_batch_output import batch, ended
 
@@ -28,6 +28,18 @@ def test_a_line_is_counted_once_and_what_comes_late_is_the_difference() -> None:
     assert (again.lines, again.added) == ([], {})
     late = tally([run(waste=2, booked=booked(run()))], [])["b"]
     assert (late.lines, late.added) == ([], {"cost_nano_usd": 2, "waste_nano_usd": 2})
+
+
+def test_calls_that_died_with_a_worker_are_counted_beside_the_cost_and_not_in_it() -> None:
+    """Nobody knows whether they were paid: what they may have cost goes by the batch's other calls."""
+    lossy = run()
+    lossy["waste"] = {"lost_calls": 3, "lost_llm_calls": 2}
+    found = tally([lossy], [])["b"]
+    assert (found.added["cost_nano_usd"], found.added["usage.lost_llm_calls"]) == (5, 2)
+    assert "usage.lost_llm_calls" not in tally([{**lossy, "booked": booked(lossy)}], [])["b"].added
+    of = batch(cost_nano_usd=110, waste_nano_usd=10, usage={"llm_calls": 40, "lost_llm_calls": 3})
+    assert lost_estimate(of) == 8, "2.5 a call, rounded up"
+    assert lost_estimate(batch(usage={"lost_llm_calls": 3})) == 0
 
 
 def test_a_run_that_is_still_under_way_books_its_money_and_no_line() -> None:

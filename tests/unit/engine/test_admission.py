@@ -333,6 +333,21 @@ def test_the_window_keeps_all_workers_busy_and_the_wait_below_two_seconds(slots:
     assert max(waits) < 2 or max(waits) * slots / seconds <= LEAST + 3
 
 
+def test_a_machine_that_is_slow_is_no_queue() -> None:
+    """Workers with free slots that take 0.4 s to claim, because others use the machine: fewer runs in flight would not
+    make that less, only the pool slower, and then fewer again. It went down to 30 of 256 and half of the throughput."""
+    window, taken, coming, rate = Window(256), 0.0, [0.0] * 4, 0.0
+    for look in range(1_200):
+        ended = taken / 3.3 * 0.1
+        rate += 0.2 * (ended * 10 - rate)
+        taken += coming.pop(0) - ended
+        later_s = 0.6 if look % 10 == 0 else None  # as the later pools tell once a second
+        window = adapt(window, Sight(round(taken), round(sum(coming)), rate, later_s, holds=256))
+        coming.append(max(0.0, window.size - taken - sum(coming)))
+    assert window.size >= 64
+    assert taken > 50, "it was 16 and falling"
+
+
 def test_a_long_queue_of_a_later_pool_shrinks_the_window() -> None:
     window = adapt(Window(800), Sight(800, 0, 10.0, later_s=5 * AIM_S))
     assert window.size == 700

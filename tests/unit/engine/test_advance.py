@@ -95,7 +95,7 @@ def test_a_step_that_is_lost_too_often_is_quarantined() -> None:
     applied(play, advance.lost(play.run, "s1", 1, play.at_ms))
     assert play.run["error"] is not None
     assert (play.run["status"], play.run["error"]["code"]) == ("failed", "attempts_exhausted")
-    assert play.run["waste"] == {"lost_calls": 1}
+    assert play.run["waste"] == {"lost_calls": 1, "lost_llm_calls": 1}, "it may have been paid, and nobody knows"
 
 
 def test_a_step_that_ends_after_a_cancellation_ends_the_run_with_its_cost_and_its_trace() -> None:

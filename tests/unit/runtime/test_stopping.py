@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from agentq.errors import Unavailable
 from agentq.protocol import POOLS
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.runtime import Limits, Runtime
@@ -46,6 +49,33 @@ async def test_the_model_call_of_a_cancelled_run_is_cut_and_its_input_booked() -
     assert run["waste"]["cost_nano_usd"] > 0
     assert run["usage"]["llm_calls"] == 1
     assert runtime.report()["in_flight"] == 0
+
+
+async def test_what_was_spent_in_vain_is_booked_once_though_mongodb_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away the first time; the second time it was written and the answer was lost. It was given up before."""
+    monkeypatch.setattr("agentq.runtime.runtime.OUTAGE_PAUSE_S", 0.0)
+    held = Held("too late")
+    world = World(ScriptedLlm([ROUTE, held]))
+    runtime = worker(world, LeaseKeeper(30_000))
+    book, tries = world.store.book_waste, []
+
+    async def flaky(*spent: Any) -> None:
+        tries.append(spent)
+        if len(tries) > 1:
+            await book(*spent)
+        if len(tries) < 3:
+            raise Unavailable("MongoDB does not answer.")
+
+    monkeypatch.setattr(world.store, "book_waste", flaky)
+    world.submit()
+    pool, hint = world.hints.pop()
+    working = asyncio.create_task(runtime.handle(pool, [hint]))
+    await held.started.wait()
+    world.store.runs["r1"] |= {"cancel": {"reason": "enough", "at": world.time}, "next_due": world.time}
+    runtime.cut("r1")
+    await working
+    assert len(tries) == 3
+    assert world.run()["waste"] == {"cut_calls": 1, "cost_nano_usd": tries[0][2]["cost_nano_usd"]}
 
 
 async def test_a_run_that_goes_on_is_not_cut() -> None:
