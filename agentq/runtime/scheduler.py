@@ -22,6 +22,7 @@ from schemas.run import RunDoc
 
 log = logging.getLogger(__name__)
 
+ROUNDS = 4  # batches in one look: then a sign of life, the broker, and on without a pause
 LOOK_AGAIN = timedelta(seconds=1)  # after a lost race, or where our clock ran ahead of MongoDB's
 STAYS_DUE = timedelta(seconds=10)
 AWAY_MARGIN = timedelta(seconds=15)  # an outage begins before it is noticed
@@ -29,7 +30,8 @@ BrokerLost = Callable[[], Awaitable[bool]]
 
 
 class Scheduler:
-    """``tick`` does everything that is due now. ``broker_lost`` says, once, that the broker has lost its data."""
+    """``tick`` does what is due now, ``ROUNDS`` batches at most. ``broker_lost`` says, once, that the broker has lost
+    its data."""
 
     def __init__(
         self,
@@ -55,10 +57,10 @@ class Scheduler:
         self._away_since: datetime | None = None
 
     async def tick(self) -> int:
-        """One round: how many runs were looked at. Raises ``Unavailable`` where a server does not answer."""
+        """One look: how many runs were looked at. Raises ``Unavailable`` where a server does not answer."""
         await self._watch_broker()
         looked = 0
-        while True:
+        for _ in range(ROUNDS):
             runs = await self._store.due(self._batch)
             looked += len(runs)
             if runs:
@@ -86,17 +88,18 @@ class Scheduler:
         self._away_since = None
 
     async def run(self, interval_s: float) -> None:
-        """Tick until cancelled; an outage is reported and waited out."""
+        """Tick until cancelled, at once again while there is more to do; an outage is reported and waited out."""
         clock_ticks = 0
         while True:
+            looked = 0
             try:
                 if clock_ticks % max(1, int(60 / interval_s)) == 0:
                     await self._store.sync_clock()
                 clock_ticks += 1
-                await self.tick()
+                looked = await self.tick()
             except AgentqError as error:
                 log.warning("the scheduler waits: %s", error)
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(0 if looked >= ROUNDS * self._batch else interval_s)
 
     async def _look(self, run: RunDoc) -> None:
         """Everything that is due about one run; a run that cannot be handled does not stop the others."""

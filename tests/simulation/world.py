@@ -11,7 +11,7 @@ from typing import Any
 from agentq.errors import AgentqError
 from agentq.protocol import POOLS, TERMINAL, Hint, Pool
 from agentq.runtime.runtime import Limits, Runtime
-from agentq.runtime.scheduler import Scheduler
+from agentq.runtime.scheduler import ROUNDS, Scheduler
 from schemas.llm import LlmCall, LlmReply
 from tests.simulation.broker import Broker
 from tests.simulation.faults import KINDS, Faults, Mute
@@ -153,16 +153,18 @@ class World:
         """``Scheduler.run``, but the looks at which nothing is due are skipped where that is certain."""
         calm_since: datetime | None = None
         while True:
-            port.looks = 0
+            port.met.clear()
+            looked = 0
             try:
-                await scheduler.tick()
+                looked = await scheduler.tick()
             except AgentqError as error:
                 self.note(port.process, f"waits: {error}")
             if not self.faults.on:
                 calm_since = calm_since or self._server_time()
                 self.books.overdue(self.server.runs, calm_since, self._server_time())
                 self._end_if_settled()
-            await asyncio.sleep(self._until_due_s(port.process) + self.rng.choice((1, 1, 5)))
+            if looked < ROUNDS * self._look_at_once:
+                await asyncio.sleep(self._until_due_s(port.process) + self.rng.choice((1, 1, 5)))
 
     def _until_due_s(self, process: Process) -> float:
         """Until the next run is due by this process's clock, as things are; half a minute at most, they may change."""
