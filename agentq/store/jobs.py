@@ -7,7 +7,7 @@ that holds its lease.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -42,6 +42,25 @@ JOB_INDEXES = [
     IndexModel([("endpoint", ASCENDING), ("ended_at", DESCENDING)], name="seen"),
     IndexModel([("batches", ASCENDING)], name="batches", partialFilterExpression={"live": True}),
 ]
+
+
+def new_job(endpoint: str, calls: Sequence[Deferral], holder: str, now: datetime) -> JobDoc:
+    """The document of a job for these calls, leased to ``holder``; none of them is marked yet."""
+    return {
+        "_id": new_job_id(int(now.timestamp() * 1000)), "v": JOB_FORMAT, "endpoint": endpoint, "status": "open",
+        "live": True, "calls": 0, "batches": [], "created_at": now, "until": min(call.until for call in calls),
+        "due": now, "tries": 0, "lease": {"holder": holder, "until": now + LEASE}, "answered": 0,
+        "cost_nano_usd": 0, "error": None,
+    }  # fmt: skip
+
+
+def expected_s(latest: Sequence[Mapping[str, Any]], now: datetime) -> float | None:
+    """How long an endpoint is to be expected to take, by its latest jobs, the newest first; see
+    ``Jobs.turnaround_s``."""
+    if latest and latest[0]["status"] == "given_up" and latest[0]["ended_at"] > now - LEFT_ALONE:
+        return math.inf
+    took = [(job["ended_at"] - job["sent_at"]).total_seconds() for job in latest if job["status"] == "done"]
+    return max(took, default=None)
 
 
 class Jobs:
@@ -86,13 +105,7 @@ class Jobs:
 
     async def begin(self, endpoint: str, calls: Sequence[Deferral], holder: str) -> JobDoc:
         """A new job, leased to us, with these calls in it but for those that wait no more or are in another."""
-        now = self._now()
-        job: JobDoc = {
-            "_id": new_job_id(int(now.timestamp() * 1000)), "v": JOB_FORMAT, "endpoint": endpoint, "status": "open",
-            "live": True, "calls": 0, "batches": [], "created_at": now, "until": min(call.until for call in calls),
-            "due": now, "tries": 0, "lease": {"holder": holder, "until": now + LEASE}, "answered": 0,
-            "cost_nano_usd": 0, "error": None,
-        }  # fmt: skip
+        job = new_job(endpoint, calls, holder, self._now())
         await self._answer(self._jobs.insert_one(cast("Doc", job)))
         free = {"_id": {"$in": [call.run_id for call in calls]}, "joins.endpoint": endpoint, "joins.job": None}
         await self._answer(self._runs.update_many(free, {"$set": {"joins.job": job["_id"]}, "$inc": {"rev": 1}}))
@@ -145,11 +158,7 @@ class Jobs:
         lately = {"endpoint": endpoint, "ended_at": {"$gte": self._now() - REMEMBERED}}
         fields = {"status": 1, "sent_at": 1, "ended_at": 1}
         found = self._jobs.find(lately, fields).sort("ended_at", DESCENDING).limit(SEEN_JOBS)
-        jobs = await self._answer(found.to_list())
-        if jobs and jobs[0]["status"] == "given_up" and jobs[0]["ended_at"] > self._now() - LEFT_ALONE:
-            return math.inf
-        took = [(job["ended_at"] - job["sent_at"]).total_seconds() for job in jobs if job["status"] == "done"]
-        return max(took, default=None)
+        return expected_s(await self._answer(found.to_list()), self._now())
 
     # -- the runs of a job ------------------------------------------------------------------------------------------
 

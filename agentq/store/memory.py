@@ -84,6 +84,10 @@ class MemoryStore:
         for name, amount in commit.waste.items():
             waste[name] = cast("int", waste.get(name, 0)) + amount
         after["waste"] = cast("Any", waste)
+        if "late" in run:
+            after["late"] = run["late"]
+        if "tally" in run:
+            after["tally"] = run["tally"]
         return Verdict.APPLIED
 
     def _applies(self, run: RunDoc, commit: Commit) -> bool:
@@ -184,6 +188,8 @@ class MemoryStore:
             counted = cast("dict[str, int]", run["waste"])
             for name, amount in waste.items():
                 counted[name] = counted.get(name, 0) + amount
+            if "batch" in run:
+                run["tally"] = True
 
     async def history(self, run: RunDoc, tokens: int) -> list[Message]:
         earlier = [
