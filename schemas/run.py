@@ -245,14 +245,13 @@ class RunDoc(TypedDict):
     quarantine: NotRequired[Quarantine]
     pause: NotRequired[Pause]
     joins: NotRequired[Joins]
-    late: NotRequired[list[str]]  # jobs whose late answers are in ``waste``
     forked_from: NotRequired[dict[str, str]]  # {run, step}
     refused: NotRequired[Refused]
     events: list[Event]
     audit: AuditHead
     usage: Usage
     waste: Waste
-    late: NotRequired[list[str]]  # leases of which what was spent in vain has been counted in ``waste``
+    late: NotRequired[list[str]]  # leases and jobs of which what was spent in vain has been counted in ``waste``
     next_due: datetime | None
     created_at: datetime
     ended_at: datetime | None

@@ -305,7 +305,8 @@ class Joiner:
         price = models[0].batch_endpoint.price if models and models[0].batch_endpoint else 1.0
         cost = round(models[0].cost_nano_usd(given, made) * price) if models else 0
         if not await self._is_in(run, place, job["_id"]):
-            await self._jobs.book_late(run["_id"], job["_id"], cost)
+            waste = {"late_calls": 1, "cost_nano_usd": cost}
+            await self._store.book_waste(run["_id"], job["_id"], waste)
         return cost
 
     async def _is_in(self, run: RunDoc, place: Place, job_id: str) -> bool:

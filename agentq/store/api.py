@@ -101,7 +101,8 @@ class Store(Protocol):
         """A run has ended: make the deliveries to those it names, each once, durable. Safe to repeat."""
 
     async def book_waste(self, run_id: str, token: str, waste: dict[str, int]) -> None:
-        """Count what a worker spent in vain under the lease with this ``token``: once, so it is safe to repeat."""
+        """Count what was spent in vain under the lease with this ``token`` (or by the provider's job of this id): once,
+        so it is safe to repeat."""
 
     async def history(self, run: RunDoc, tokens: int) -> list[Message]:
         """Earlier turns of the run's conversation, oldest first, the newest that fit into the window."""

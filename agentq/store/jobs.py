@@ -171,13 +171,3 @@ class Jobs:
     async def runs(self, run_ids: Sequence[str]) -> dict[str, RunDoc]:
         found = await self._answer(self._runs.find({"_id": {"$in": list(run_ids)}}, WITHOUT_JOURNAL).to_list())
         return {doc["_id"]: cast("RunDoc", doc) for doc in found}
-
-    async def book_late(self, run_id: str, job_id: str, cost_nano_usd: int) -> None:
-        """Count an answer that nobody waited for any more as waste of its run, once a job."""
-        counted = {"waste.late_calls": 1, "waste.cost_nano_usd": cost_nano_usd}
-        first = {"_id": run_id, "late": {"$ne": job_id}}
-        written = {"$inc": counted, "$push": {"late": job_id}}
-        await self._answer(self._runs.update_one({**first, "batch": {"$exists": False}}, written))
-        await self._answer(
-            self._runs.update_one({**first, "batch": {"$exists": True}}, {**written, "$set": {"tally": True}})
-        )

@@ -118,10 +118,3 @@ class MemoryJobs:
     async def runs(self, run_ids: Sequence[str]) -> dict[str, RunDoc]:
         found = [await self._store.load(run_id) for run_id in run_ids]
         return {run["_id"]: run for run in found if run is not None}
-
-    async def book_late(self, run_id: str, job_id: str, cost_nano_usd: int) -> None:
-        run = self._store.runs.get(run_id)
-        if run is None or job_id in run.get("late", ()):
-            return
-        await self._store.book_waste(run_id, {"late_calls": 1, "cost_nano_usd": cost_nano_usd})
-        run["late"] = [*run.get("late", ()), job_id]

@@ -199,13 +199,13 @@ async def test_an_endpoint_that_would_not_have_a_job_is_left_alone_for_a_while(b
 
 async def test_a_late_answer_is_waste_once_a_job(bench: Bench) -> None:
     """Also beside a commit that had been planned before."""
-    run = await bench.waiting("r1")
+    run, spent = await bench.waiting("r1"), {"late_calls": 1, "cost_nano_usd": 7}
     for job_id in ("job_1", "job_1", "job_2"):
-        await bench.jobs.book_late("r1", job_id, 7)
-    await bench.jobs.book_late("nobody", "job_1", 7)
+        await bench.store.book_waste("r1", job_id, spent)
+    await bench.store.book_waste("nobody", "job_1", spent)
     await bench.commit(plan(run, joining.release(run, 1, "x"), now=bench.store.now()))
     found = await bench.run("r1")
     assert (found["waste"], found["late"]) == ({"late_calls": 2, "cost_nano_usd": 14}, ["job_1", "job_2"])
     assert found["tally"]
-    await bench.jobs.book_late("r1", "job_1", 7)
+    await bench.store.book_waste("r1", "job_1", spent)
     assert (await bench.run("r1"))["waste"]["late_calls"] == 2
