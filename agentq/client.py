@@ -375,7 +375,7 @@ class Client:
             update = {"$set": {"next_due": self._now(), f"steps.{START_STEP}.hints": 0}}
             try:
                 self._db()["runs"].update_many(condition, update)
-            except PyMongoError as error:  # they are accepted all the same, and dispatched half a minute later
+            except PyMongoError as error:  # they are accepted all the same, and dispatched ten seconds later
                 log.warning("%d runs wait for the scheduler: %s", len(unheard), type(error).__name__)
 
     def _now(self) -> datetime:

@@ -19,7 +19,7 @@ from agentq.protocol import Notify, Pool, Request
 
 RUN_FORMAT = 1  # version of the run document; raised when old code could not read a new document
 START_STEP = "s1"
-HINT_GRACE = timedelta(seconds=30)  # how long a published hint may stay unclaimed before the scheduler looks
+HINT_GRACE = timedelta(seconds=10)  # how long a published hint may stay unclaimed before the scheduler looks
 BACKLOG_LIFE = timedelta(days=30)  # how long a run may wait for its admission where its request says nothing else
 DEBOUNCE_S = 5.0
 UNKNOWN_COST = 1_000_000  # nano-dollars: what a run is taken to cost before one of its workflow has ended

@@ -292,7 +292,7 @@ def wake(run: RunDoc, step_id: str, at_ms: int) -> Decision:
 
 
 def hint_again(run: RunDoc, step_id: str) -> Decision:
-    """A step's hint went unheard: publish it again, and wait twice as long before the next time."""
+    """A step's hint went unheard: publish it again, from the third time on ever more rarely."""
     step = run["steps"][step_id]
     return Decision([], opened={step_id: replace(_again(step, step["attempt"]), hints=step["hints"] + 1)})
 

@@ -201,7 +201,7 @@ def step_due(step: Step, lease: Lease | None) -> datetime | None:
         return step["not_before"]
     if step["hints"] == 0:  # nobody has been told yet
         return step["hinted_at"]
-    return step["hinted_at"] + HINT_GRACE * 2.0 ** min(step["hints"] - 1, 6)
+    return step["hinted_at"] + HINT_GRACE * 2.0 ** min(max(step["hints"] - 2, 0), 7)
 
 
 def due(run: RunDoc, now: datetime) -> datetime:

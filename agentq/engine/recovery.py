@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -13,7 +13,6 @@ from agentq.protocol import Pool
 from schemas.run import RunDoc, Step
 
 HEARD_MARGIN = timedelta(seconds=2)  # a step is stored a moment before its hint is published
-PATIENCE = (timedelta(seconds=5), timedelta(seconds=60))  # at least and at most until a waiting hint is looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +59,35 @@ def _waits_in_its_queue(step: Step, heard: Mapping[Pool, datetime]) -> bool:
     return told and (step["pool"] not in heard or heard[step["pool"]] < step["hinted_at"] + HEARD_MARGIN)
 
 
-def unheard(run: RunDoc, now: datetime) -> set[Pool]:
-    """The pools in whose queues hints of the run should have been heard by now."""
-    return {
-        step["pool"]
-        for step_id, step in run["steps"].items()
-        if step_id not in run["leases"] and step["hints"] > 0 and "not_before" not in step and not paused(run)
-        if (moment := step_due(step, None)) is not None and moment <= now
-    }
+def unheard(run: RunDoc, now: datetime, heard: Mapping[Pool, datetime]) -> set[Pool]:
+    """The pools in whose queues hints of the run still wait, as far as is known, though they should not by now."""
+    return {step["pool"] for step_id, step in run["steps"].items() if _overdue(run, step_id, now, heard)}
 
 
-def look_again(run: RunDoc, now: datetime) -> datetime:
-    """When to look next at a run about which nothing is to be done now. The longer a hint has waited, the longer it
-    may still wait: looking costs little in all, however long the queue."""
+def look_again(
+    run: RunDoc, now: datetime, heard: Mapping[Pool, datetime], expected: Callable[[Pool, datetime], datetime]
+) -> datetime:
+    """When to look next at a run about which nothing is to be done now. ``expected``: when a hint may have been heard,
+    from its pool and its time."""
     wanted = due(run, now)
-    if wanted > now or not (waiting := unheard(run, now)):
+    if wanted > now:
         return wanted
-    least, most = PATIENCE
-    age = now - min(step["hinted_at"] for step in run["steps"].values() if step["pool"] in waiting)
-    return now + min(max(age / 2, least), most)
+    moments = [run["deadline_at"]]
+    for step_id, step in run["steps"].items():
+        if _overdue(run, step_id, now, heard):
+            moments.append(expected(step["pool"], step["hinted_at"]))
+        elif (moment := step_due(step, run["leases"].get(step_id))) is not None:
+            moments.append(moment)
+    return min(moments)
+
+
+def _overdue(run: RunDoc, step_id: str, now: datetime, heard: Mapping[Pool, datetime]) -> bool:
+    """Should somebody have claimed the step by now, whose hint still waits?"""
+    step = run["steps"][step_id]
+    if step_id in run["leases"] or paused(run) or not _waits_in_its_queue(step, heard):
+        return False
+    moment = step_due(step, None)
+    return moment is not None and moment <= now
 
 
 def _worked_on(run: RunDoc, now: datetime) -> bool:

@@ -11,7 +11,7 @@ from schemas.run import RunDoc, Step
 
 OVERDUE = timedelta(seconds=60)  # the scheduler looks every second
 MANY_TRIES = 3
-MANY_HINTS = 3
+MANY_HINTS = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from agentq.engine import commit
-from agentq.engine.recovery import look, look_again
+from agentq.engine.recovery import look
 from agentq.errors import AgentqError, Unavailable
 from agentq.place import place
 from agentq.protocol import TERMINAL, Hint, Pool
@@ -136,7 +136,7 @@ class Scheduler:
                 return
         else:
             now = self._store.now()
-            await self._store.set_due(run, max(look_again(run, now), now + LOOK_AGAIN))
+            await self._store.set_due(run, max(self._unheard.look_again(run, now), now + LOOK_AGAIN))
         if hints:
             await self._publish(hints)
 

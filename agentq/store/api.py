@@ -36,11 +36,12 @@ class Held(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """What is known of a pool's queue: up to which time of publication everything in it has been heard, and how long
-    the newest message that was heard had waited."""
+    """What is known of a pool's queue: up to which time of publication everything in it has been heard, how long the
+    newest message that was heard had waited, and when that was: when the queue was last seen to move."""
 
     heard: datetime
     wait_ms: int
+    moved: datetime
 
 
 class Letters(NamedTuple):

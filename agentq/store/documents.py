@@ -16,6 +16,7 @@ from schemas.run import RunDoc
 
 Doc = dict[str, Any]
 WORKER_ALIVE = timedelta(seconds=15)  # a worker that has shown no sign of life for so long is taken for dead
+WORKER_HEARS = timedelta(seconds=10)  # and what it took out of a queue before it fell silent for so long is lost
 CLAIMABLE = ["queued", "running", "waiting"]
 LIVE: Doc = {"in_flight": True}  # under way: neither ended nor in the backlog
 WITHOUT_JOURNAL: Doc = {"journal": 0}  # it grows with the run, and only an operator's act needs it
@@ -230,7 +231,8 @@ def queues(beats: Iterable[Doc]) -> dict[Pool, Queue]:
     for beat in beats:
         for pool, told in beat["queues"].items():
             if told["heard"] is not None and (pool not in heard or heard[pool].heard < told["heard"]):
-                heard[pool] = Queue(told["heard"], told["wait_ms"])
+                moved = told["heard"] + timedelta(milliseconds=told["wait_ms"])
+                heard[pool] = Queue(told["heard"], told["wait_ms"], moved)
             if told["oldest"] is not None:
                 oldest[pool] = min(told["oldest"], oldest.get(pool, told["oldest"]))
     return {

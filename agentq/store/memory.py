@@ -228,7 +228,7 @@ class MemoryStore:
         return sorted(name for name, beat in self.beats.items() if beat["at"] >= self._clock() - within)
 
     async def queues(self) -> dict[Pool, Queue]:
-        since = self._clock() - documents.WORKER_ALIVE
+        since = self._clock() - documents.WORKER_HEARS
         workers = [beat for beat in self.beats.values() if beat["kind"] == "worker" and beat["at"] >= since]
         return documents.queues(workers)
 

@@ -332,7 +332,7 @@ class MongoStore:
         return [doc["_id"] for doc in await self._answer(found.to_list())]
 
     async def queues(self) -> dict[Pool, Queue]:
-        since = self.now() - documents.WORKER_ALIVE
+        since = self.now() - documents.WORKER_HEARS
         return documents.queues(
             await self._answer(self._beats.find({"kind": "worker", "at": {"$gte": since}}).to_list())
         )

@@ -124,6 +124,7 @@ async def test_what_workers_heard_of_the_queues_is_told_while_they_live(bench: B
     """The foremost worker counts, but nothing is passed that another has taken and not begun."""
     start = bench.store.now()
     at = [start + timedelta(seconds=second) for second in range(5)]
+    wait = timedelta(milliseconds=7)
 
     async def beat(worker: str, heard: datetime | None, oldest: datetime | None) -> None:
         queues = {"router": {"heard": heard, "wait_ms": 7, "oldest": oldest}}
@@ -132,12 +133,12 @@ async def test_what_workers_heard_of_the_queues_is_told_while_they_live(bench: B
     assert await bench.store.queues() == {}
     await beat("a", at[1], None)
     await beat("b", at[3], None)
-    assert await bench.store.queues() == {"router": Queue(at[3], 7)}
+    assert await bench.store.queues() == {"router": Queue(at[3], 7, at[3] + wait)}
     await beat("a", at[1], at[2])
-    assert await bench.store.queues() == {"router": Queue(at[2], 7)}
+    assert await bench.store.queues() == {"router": Queue(at[2], 7, at[3] + wait)}
     await bench.store.beat("scheduler:s", {"kind": "scheduler", "looked_at": 0})
     await beat("b", None, None)
-    assert await bench.store.queues() == {"router": Queue(at[1], 7)}
+    assert await bench.store.queues() == {"router": Queue(at[1], 7, at[1] + wait)}
 
 
 async def test_stopped_runs_are_those_that_ended_or_shall(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from agentq.engine import advance, audit
 from agentq.engine.commit import Grant, hints, plan, step_due
 from agentq.engine.decision import Decision, Opening
 from agentq.protocol import TERMINAL
+from agentq.run import HINT_GRACE
 from schemas.run import RunDoc
 from tests.unit.engine.play import ACCEPT, REVISE, START, TO_BILLING, Play, bundle, wish
 
@@ -104,7 +105,7 @@ def test_a_due_time_that_still_holds_is_left_alone() -> None:
     assert play.run["next_due"] == before
     play.pass_time(40)
     play.says("", [wish("look_up")])
-    assert play.run["next_due"] == play.now + timedelta(seconds=30)
+    assert play.run["next_due"] == play.now + HINT_GRACE
 
 
 def test_a_run_that_has_ended_is_due_once_more() -> None:
@@ -112,13 +113,13 @@ def test_a_run_that_has_ended_is_due_once_more() -> None:
     play = Play().says(TO_BILLING).says("a").says(ACCEPT)
     assert play.run["ended_at"] == play.now
     assert play.run["next_due"] is not None
-    assert play.run["next_due"] <= play.now + timedelta(seconds=30)
+    assert play.run["next_due"] <= play.now + HINT_GRACE
 
 
-@pytest.mark.parametrize(("times", "minutes"), [(1, 0.5), (2, 1), (3, 2), (7, 32), (20, 32)])
-def test_a_hint_that_goes_unheard_is_repeated_ever_more_rarely(times: int, minutes: float) -> None:
+@pytest.mark.parametrize(("times", "seconds"), [(1, 10), (2, 10), (3, 20), (4, 40), (9, 1280), (20, 1280)])
+def test_a_hint_that_goes_unheard_is_repeated_soon_and_then_ever_more_rarely(times: int, seconds: float) -> None:
     step = {**Play().run["steps"]["s1"], "hints": times}
-    assert step_due(step, None) == START + timedelta(minutes=minutes)  # type: ignore[arg-type]
+    assert step_due(step, None) == START + timedelta(seconds=seconds)  # type: ignore[arg-type]
 
 
 def test_hints_are_for_steps_that_may_be_claimed_and_that_nobody_holds() -> None:

@@ -110,12 +110,12 @@ def test_why_a_run_is_stuck() -> None:
     assert stuck(play.run, play.now) is None
     late = stuck(play.run, play.now + timedelta(minutes=5))
     assert late is not None
-    assert (late.why, "doctor" in late.todo) == ("overdue for 270 s: no scheduler looks", True)
+    assert (late.why, "doctor" in late.todo) == ("overdue for 290 s: no scheduler looks", True)
     tried = {**play.run, "steps": {"s3": {**play.run["steps"]["s3"], "attempt": 3}}}
     assert "attempt 3" in str(stuck(tried, play.now))  # type: ignore[arg-type]
     forgiven = {**play.run, "steps": {"s3": {**play.run["steps"]["s3"], "attempt": 3, "forgiven": 2}}}
     assert stuck(forgiven, play.now) is None  # type: ignore[arg-type]
-    unheard = {**play.run, "steps": {"s3": {**play.run["steps"]["s3"], "hints": 3}}}
+    unheard = {**play.run, "steps": {"s3": {**play.run["steps"]["s3"], "hints": 4}}}
     assert "nobody took it" in str(stuck(unheard, play.now))  # type: ignore[arg-type]
     play.decide(repair.pause(play.run, "maintenance", "eve", play.now))
     assert "agentq resume r1" in str(stuck(play.run, play.now))

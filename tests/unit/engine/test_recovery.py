@@ -31,25 +31,40 @@ def see(run: RunDoc, seconds: float) -> Act | None:
 
 
 def test_nothing_is_due_before_its_time() -> None:
-    assert see(Play().run, 29.9) is None
+    assert see(Play().run, 9.9) is None
 
 
 def test_a_step_that_nobody_claimed_is_hinted_again_unless_somebody_claims_it_meanwhile() -> None:
-    act = see(Play().run, 30)
+    act = see(Play().run, 10)
     assert act is not None
     assert (act.unclaimed, act.token) == (("s1",), None)
     assert act.decision.opened["s1"].hints == 2
     assert act.decision.opened["s1"].attempt == 1
 
 
-def test_a_hint_that_still_waits_in_its_queue_is_not_published_again_and_looked_at_ever_more_rarely() -> None:
+def test_a_hint_that_still_waits_in_its_queue_is_not_published_again_and_looked_at_when_it_may_have_been_heard() -> (
+    None
+):
     run, now = Play().run, START + timedelta(seconds=40)
     behind = {"router": START - timedelta(seconds=5)}
     assert look(run, now, 5, behind) is None
     assert look(run, now, 5, {}) is None
-    assert look_again(run, now) == now + timedelta(seconds=20)
-    assert look_again(run, now + timedelta(hours=1)) == now + timedelta(hours=1, seconds=60)
+    assert look_again(run, now, behind, lambda pool, since: since + timedelta(seconds=50)) == START + timedelta(
+        seconds=50
+    )
     assert look(run, now, 5, {"router": START + timedelta(seconds=5)}) is not None
+
+
+def test_while_one_hint_waits_the_next_look_misses_nothing_else_that_becomes_due() -> None:
+    """Not the lease of a parallel step, not the deadline."""
+    run, now = waiting_tools().run, START + timedelta(seconds=40)
+    lease(run, "s4", now, ms=5_000)
+    for expected, wanted in ((1, 41), (60, 45)):
+        assert look_again(run, now, {}, lambda _, __, s=expected: now + timedelta(seconds=s)) == START + timedelta(
+            seconds=wanted
+        )
+    run["leases"] = {}
+    assert look_again(run, now, {}, lambda _, __: run["deadline_at"] + timedelta(hours=1)) == run["deadline_at"]
 
 
 def test_a_lease_that_has_run_out_is_taken_away_only_if_it_is_still_that_lease_and_has_still_run_out() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentq.errors import InvalidRequest
 from agentq.protocol import MAX_INPUT_BYTES, Request, parse_request
-from agentq.run import Registered, new_run, rejected_run
+from agentq.run import HINT_GRACE, Registered, new_run, rejected_run
 from schemas.run import RUN
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -159,7 +159,7 @@ def test_a_new_run_is_what_the_schema_says_and_due_when_its_hint_may_have_been_l
     request = parse_request({"input": "x", "deadline_s": 60, "budget_usd": 0.25, "idempotency_key": "k"})
     run: Any = new_run(request, WORKFLOW, run_id="r1", now=NOW)
     RUN.validate_python(run)
-    assert (run["next_due"] - NOW).total_seconds() == 30
+    assert (run["next_due"] - NOW).total_seconds() == HINT_GRACE.total_seconds()
     assert (run["deadline_at"] - NOW).total_seconds() == 60
     assert run["budget_nano_usd"] == 250_000_000
     assert new_run(request, WORKFLOW, run_id="r1", now=NOW, hinted=False)["next_due"] == NOW
