@@ -23,7 +23,7 @@ import uvloop
 from celery import Celery
 
 from agentq.client import Client
-from agentq.errors import AgentqError, ConfigError
+from agentq.errors import AgentqError, ConfigError, Unavailable
 from agentq.llm.http import HttpLlm
 from agentq.protocol import POOLS, Pool
 from agentq.runtime.leases import LeaseKeeper
@@ -34,6 +34,7 @@ from config.settings import Settings
 from workers.failpoints import crash_point
 from workers.hints import HintPublisher, parse_hints, parse_time
 from workers.replies import Replies
+from workers.waiting import open_store
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -102,7 +103,8 @@ class EngineHost:
         return self.engine().store
 
     def engine(self) -> _Engine:
-        """This process's engine, started if need be. Raises ``ConfigError`` where settings or files are wrong."""
+        """This process's engine, started if need be, which waits for MongoDB. Raises ``ConfigError`` where settings or
+        files are wrong, ``Unavailable`` where the worker is to stop before MongoDB has answered."""
         engine = self._engine
         if engine is not None and engine.pid == os.getpid():
             return engine
@@ -131,32 +133,16 @@ class EngineHost:
 
         async def build() -> tuple[MongoStore, HttpLlm, HintPublisher, Runtime, list[asyncio.Task[None]]]:
             store = MongoStore(mongo_url, settings.mongo_database)
-            await store.open()
+            if not await open_store(store, self.stopping.is_set, list(catalog.bundles.values())):
+                raise Unavailable("The worker stops before MongoDB has answered.", code="stopped")
             publisher = HintPublisher(self.app, settings.hint_batch, store.now)
-            await store.register(list(catalog.bundles.values()))
             llm = HttpLlm(settings.providers())
             runtime = Runtime(
                 store, llm, catalog.toolbox, publisher, pools=self.pools, worker=worker_name(), keeper=keeper,
                 limits=limits, reply=replies, crash=crash_point(settings.failpoint),
             )  # fmt: skip
-            tasks = [asyncio.create_task(follow_clock(store)), asyncio.create_task(report(store, runtime))]
+            tasks = [asyncio.create_task(_follow_clock(store)), asyncio.create_task(_report(store, runtime))]
             return store, llm, publisher, runtime, tasks
-
-        async def follow_clock(store: MongoStore) -> None:
-            while True:
-                await asyncio.sleep(60)
-                with contextlib.suppress(AgentqError):
-                    await store.sync_clock()
-
-        async def report(store: MongoStore, runtime: Runtime) -> None:
-            """A sign of life every five seconds, and every half while there is something to tell."""
-            told: dict[str, Any] = {}
-            for beat in itertools.count():
-                if (news := runtime.report()) != told or beat % 10 == 0:
-                    with contextlib.suppress(AgentqError):
-                        await store.beat(f"worker:{worker_name()}", news)
-                        told = news
-                await asyncio.sleep(0.5)
 
         async def keep(runtime: Runtime) -> tuple[MongoStore, asyncio.Task[None]]:
             def cut(run_id: str) -> None:
@@ -207,6 +193,24 @@ class EngineHost:
         engine.client.close()
         for loop in (engine.lease_loop, engine.loop):
             loop.call_soon_threadsafe(loop.stop)
+
+
+async def _follow_clock(store: MongoStore) -> None:
+    while True:
+        await asyncio.sleep(60)
+        with contextlib.suppress(AgentqError):
+            await store.sync_clock()
+
+
+async def _report(store: MongoStore, runtime: Runtime) -> None:
+    """A sign of life every five seconds, and every half while there is something to tell."""
+    told: dict[str, Any] = {}
+    for beat in itertools.count():
+        if (news := runtime.report()) != told or beat % 10 == 0:
+            with contextlib.suppress(AgentqError):
+                await store.beat(f"worker:{worker_name()}", news)
+                told = news
+        await asyncio.sleep(0.5)
 
 
 def _calm_the_collector() -> None:

@@ -1,4 +1,4 @@
-"""Worker life cycle on Celery's signals: refuse unfit pools, start the engine, say ready, show signs of life, drain."""
+"""A worker's life on Celery's signals and steps: refuse unfit pools, start the engine, show signs of life, drain."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from celery.exceptions import WorkerShutdown
 
-from agentq.errors import AgentqError
+from agentq.errors import AgentqError, Unavailable
 from workers.host import EngineHost
 from workers.queues import with_dead_letters
 
@@ -38,11 +39,6 @@ def register(app: Celery, host: EngineHost) -> None:
 
     @signals.worker_ready.connect(weak=False)
     def ready(**_: Any) -> None:
-        try:
-            host.engine()
-        except AgentqError as error:
-            log.critical("agentq: %s", error)
-            os._exit(2)  # Celery would go on consuming without an engine
         beat()
 
     @signals.worker_shutting_down.connect(weak=False)
@@ -53,6 +49,14 @@ def register(app: Celery, host: EngineHost) -> None:
     def shut_down(**_: Any) -> None:
         host.stop()
 
+    class Engine(bootsteps.StartStopStep):
+        """Starts the engine, before the worker consumes anything: what it takes it must be able to work on."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+            _start(host)
+
     class Beat(bootsteps.StartStopStep):
         """Touches the ready file from Celery's own timer, so that a consumer that hangs is seen from outside."""
 
@@ -61,7 +65,20 @@ def register(app: Celery, host: EngineHost) -> None:
         def start(self, parent: Any) -> None:
             parent.timer.call_repeatedly(BEAT_S, beat)
 
+    app.steps["worker"].add(Engine)
     app.steps["consumer"].add(Beat)
+
+
+def _start(host: EngineHost) -> None:
+    """Start the engine, or end the worker: with 0 if it was told to stop meanwhile, with 2 where settings are wrong."""
+    try:
+        host.engine()
+    except Unavailable as error:
+        log.warning("agentq: %s", error)
+        raise WorkerShutdown(0) from None
+    except AgentqError as error:
+        log.critical("agentq: %s", error)
+        os._exit(2)  # Celery would end with a code that says less
 
 
 def beat() -> None:

@@ -27,19 +27,25 @@ from workers.host import worker_name
 from workers.liveness import beat
 from workers.notifications import make_notifier
 from workers.replies import Replies
+from workers.waiting import open_store
 
 log = logging.getLogger("workers.scheduler")
 
 
 async def run(settings: Settings) -> None:
-    """Schedule until SIGTERM or SIGINT."""
+    """Schedule until SIGTERM or SIGINT; before that, wait for MongoDB."""
     from workers.app import make_app  # noqa: PLC0415 - the application reads its settings when it is imported
 
     if settings.mongo_url is None:
         raise ConfigError("No MongoDB URL is set.", hint="Set AGENTQ_MONGO_URL, or start the stack: agentq up.")
     app = make_app(settings)
     store = MongoStore(settings.mongo_url.get_secret_value(), settings.mongo_database)
-    await store.open()
+    stop = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    if not await open_store(store, stop.is_set):
+        await store.close()
+        return
     threads = ThreadPoolExecutor(2, "scheduler")
     publisher = HintPublisher(app, settings.hint_batch, store.now)
     replies = Replies(app, ThreadPoolExecutor(2, "replies"))  # a store of answers that hangs must hold up nothing else
@@ -63,9 +69,6 @@ async def run(settings: Settings) -> None:
         store.backlog, store.queues, publisher, name=worker_name(), window=settings.steps_in_flight, hand_in=hand_in,
         room=store.batches.room, crash=crash_point(settings.failpoint),
     )  # fmt: skip
-    stop = asyncio.Event()
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
     ticking = asyncio.create_task(scheduler.run(settings.scheduler_interval_s))
     counting = asyncio.create_task(bookkeeper.run(settings.scheduler_interval_s))
     notifying = asyncio.create_task(notifier.run(settings.scheduler_interval_s))
@@ -90,7 +93,7 @@ async def _beat() -> None:
 
 
 def main() -> int:
-    """0 after a clean stop, 2 where settings are wrong, 1 where a server does not answer."""
+    """0 after a clean stop, 2 where settings are wrong, 1 where a server refuses what it is asked."""
     try:
         settings = load_settings()
         logging.basicConfig(level=settings.log_level, format="[%(asctime)s: %(levelname)s] %(message)s")

@@ -21,13 +21,16 @@ from pymongo import (
     ReturnDocument,
     UpdateOne,
     WriteConcern,
+    timeout,
 )
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import (
     BulkWriteError,
+    ConfigurationError,
     ConnectionFailure,
     DuplicateKeyError,
     ExecutionTimeout,
+    OperationFailure,
     PyMongoError,
     WriteConcernError,
 )
@@ -65,6 +68,7 @@ OPTIONS: Doc = {
     "appname": "agentq",
 }
 DUPLICATE_KEY = 11000
+NOT_ALLOWED = (13, 18)  # unauthorized, authentication failed
 
 RUN_INDEXES = [
     *BACKLOG_INDEXES,
@@ -91,10 +95,19 @@ BEAT_INDEXES = [IndexModel([("at", ASCENDING)], name="forget", expireAfterSecond
 
 
 class MongoStore:
-    """``agentq.store.api.Store`` on a MongoDB replica set. Create it inside the event loop that will use it."""
+    """``agentq.store.api.Store`` on a MongoDB replica set. Create it inside the event loop that will use it.
+
+    Raises ``ConfigError`` where ``url`` cannot be read; connects at first use.
+    """
 
     def __init__(self, url: str, database: str = "agentq") -> None:
-        self._client: AsyncMongoClient[Doc] = AsyncMongoClient(url, **OPTIONS)
+        try:
+            self._client: AsyncMongoClient[Doc] = AsyncMongoClient(url, **OPTIONS)
+        except (ConfigurationError, ValueError):  # the library's own words may quote a password
+            raise ConfigError(
+                "The MongoDB URL is not valid.", code="bad_mongo_url",
+                hint="It reads mongodb://user:password@host:27017/, user and password percent-encoded.",
+            ) from None  # fmt: skip
         options: CodecOptions[Doc] = CodecOptions(tz_aware=True, tzinfo=UTC)
         # Verdicts are read where they were written, whatever the URL prefers.
         self._db = self._client.get_database(database, codec_options=options, read_preference=ReadPreference.PRIMARY)
@@ -117,13 +130,19 @@ class MongoStore:
         self._settles: Group[RunDoc, None] = Group(self._settle_group)
         self._dues: Group[tuple[RunDoc, datetime | None], None] = Group(self._due_group)
 
-    async def open(self) -> None:
+    async def open(self, *, within_s: float | None = None) -> None:
         """Check the server, measure its clock, make sure of the indexes. Safe to repeat.
 
-        Raises ``ConfigError`` where the server is no replica set (writes could be lost), ``Unavailable`` where none
-        answers.
+        Raises ``ConfigError`` where the server is no replica set (writes could be lost), is not of the one that the URL
+        names, or refuses the credentials; ``Unavailable`` where none answers (``within_s``: for so long; default the
+        20 s that an election may take).
         """
-        hello = await self._answer(self._db.command("hello"))
+        hello = await self._hello(within_s)
+        if hello.get("isreplicaset"):
+            raise Unavailable(
+                "MongoDB's replica set is not initiated yet.", code="mongo_not_initiated",
+                hint="Run replSetInitiate on one of its members.",
+            )  # fmt: skip
         if "setName" not in hello:
             raise ConfigError(
                 "MongoDB runs as a standalone server.",
@@ -136,6 +155,18 @@ class MongoStore:
         await self.deliveries.open()
         await self.jobs.open()
         await self._answer(self._beats.create_indexes(BEAT_INDEXES))
+
+    async def _hello(self, within_s: float | None) -> Doc:
+        try:
+            with timeout(within_s):
+                return await self._answer(self._db.command("hello"))
+        except Unavailable:
+            if self._client.topology_description.server_descriptions():
+                raise
+            raise ConfigError(  # the driver forgets a server that answers and does not belong to the set
+                "No server of the MongoDB URL is a member of the replica set that it names.", code="mongo_wrong_set",
+                hint="Check replicaSet in the URL, and that the server was started with --replSet.",
+            ) from None  # fmt: skip
 
     async def close(self) -> None:
         await self._client.close()
@@ -433,4 +464,8 @@ def _translate(error: PyMongoError) -> AgentqError:
             "MongoDB does not answer.", code="mongo_unavailable", hint="Check that it runs: agentq doctor.",
             cause=type(error).__name__,
         )  # fmt: skip
+    if isinstance(error, OperationFailure) and error.code in NOT_ALLOWED:
+        return ConfigError(
+            "MongoDB refuses these credentials.", code="mongo_refused", hint="Check user, password and roles."
+        )
     return AgentqError(f"MongoDB refused a command: {type(error).__name__}.", code="mongo_error")

@@ -14,14 +14,13 @@ from typing import Any, Literal
 from agentq.runtime.runtime import CRASH_POINTS
 from tests.fault.plant import ALL_POOLS, Plant
 
-Cause = Literal["killed", "crash point", "asked", "not started", "by itself"]
+Cause = Literal["killed", "crash point", "asked", "by itself"]
 
 # One worker that does everything and goes on in place, two that hand over to each other through the broker.
 PLACES = {"all": ALL_POOLS, "front": "router,specialist", "back": "tools,critic"}
 SCHEDULERS = ("scheduler-a", "scheduler-b")
 ONCE_A_RUN = ("before_settle", "before_claim")  # crash points that are passed less often than once a step
 OVERLOAD = 5  # processes that want to run, a core; a campaign by itself has about two
-COULD_NOT_START = (1, 2)
 EXIT_S = 40.0  # a worker that was asked to stop is gone by then
 
 
@@ -162,8 +161,6 @@ class Fleet:
         member.died_at, member.code = time.time(), member.process.returncode
         if member.cause in ("by itself", "asked") and member.code == -signal.SIGKILL and member.failpoint:
             member.cause = "crash point"
-        if member.cause == "by itself" and member.code in COULD_NOT_START and not self._plant.is_ready(member.name):
-            member.cause = "not started"  # a server was away: it says so and ends, and is started again
         member.disturbed.append(member.died_at)
         self.gone.append(member)
 
