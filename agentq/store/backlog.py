@@ -187,10 +187,9 @@ class MongoBacklog:
         return await self._answer(self._runs.find_one(where, {"_id": 1}, hint="backlog")) is not None
 
     async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
-        if not await self.waits(CLASSES):
-            return {}
         found: dict[Priority, dict[Pool, list[str]]] = {}
-        for priority in CLASSES:
+        any_class = {"backlog.class": {"$in": [*CLASSES]}}  # lets MongoDB leap from class to class in the index
+        for priority in await self._answer(self._runs.distinct("backlog.class", any_class)):
             where: Doc = {"backlog.class": priority}
             for pool in await self._answer(self._runs.distinct("pool", where)):
                 flows = await self._answer(self._runs.distinct("flow", {**where, "pool": pool}))
