@@ -32,6 +32,7 @@ class BrokerEpoch:
         self._sure = 1 if on_redis(self._url) else 4
         self._empty = 0  # so many looks in a row found the queue there and empty
         self._connection: Connection | None = None
+        self._channel: Any = None  # kept: on Redis a new one connects anew
 
     async def __call__(self) -> bool:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._look)
@@ -58,15 +59,16 @@ class BrokerEpoch:
         return (*self._connection.connection_errors, *self._connection.channel_errors)
 
     def _missing(self, connection: Connection) -> bool:
-        with connection.channel() as channel:
-            try:
-                declared: Any = channel
-                count = declared.queue_declare(MARKER_QUEUE, passive=True).message_count
-                self._empty = 0 if count > 0 else self._empty + 1
-                if self._empty < self._sure:
-                    return False
-            except self._errors():
-                log.debug("the broker has no marker queue")  # as good as a queue without a message
+        if self._channel is None:
+            self._channel = connection.channel()
+        try:
+            count = self._channel.queue_declare(MARKER_QUEUE, passive=True).message_count
+            self._empty = 0 if count > 0 else self._empty + 1
+            if self._empty < self._sure:
+                return False
+        except connection.channel_errors:
+            log.debug("the broker has no marker queue")  # as good as a queue without a message
+            self._close_channel()  # RabbitMQ has done so
         with connection.channel() as channel:
             marker_queue(self._url)(channel).declare()
             connection.Producer(channel).publish(
@@ -77,7 +79,13 @@ class BrokerEpoch:
         self._empty = 0
         return True
 
+    def _close_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
     def _drop(self) -> None:
+        self._channel = None
         if self._connection is not None:
             self._connection.release()
             self._connection = None

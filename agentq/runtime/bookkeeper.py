@@ -22,6 +22,7 @@ from schemas.run import RunDoc
 
 log = logging.getLogger(__name__)
 
+IDLE = 4  # without a live batch it looks so many times more rarely: who submits one waits for nothing of it
 SWEEP_AT_ONCE = 500
 SWEEPS_A_TICK = 4  # the scheduler shares the process: a batch that ends must not keep it from others' runs
 _UNDECIDED: tuple[BatchStatus, ...] = ("validating", "in_progress")
@@ -34,6 +35,7 @@ class Bookkeeper:
         self._store = store
         self._batches = batches
         self._reply = reply
+        self._idle = False
 
     async def tick(self) -> int:
         """One round: how many ended lines were counted. Raises ``Unavailable`` where MongoDB does not answer."""
@@ -43,7 +45,9 @@ class Bookkeeper:
             counted += some
             if some < TALLY_AT_ONCE:
                 break
-        for batch in await self._batches.live():
+        live = await self._batches.live()
+        self._idle = not live and not counted
+        for batch in live:
             try:
                 await self._care(batch)
             except Unavailable:
@@ -61,7 +65,7 @@ class Bookkeeper:
                 log.warning("the bookkeeper waits: %s", error)
             except Exception as error:  # noqa: BLE001 - ending here would leave every batch uncounted, in silence
                 log.error("the bookkeeper waits: %s", place(error))
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(interval_s * IDLE if self._idle else interval_s)
 
     async def _care(self, batch: BatchDoc) -> None:
         now, window = self._store.now(), batch["complete_by"]
