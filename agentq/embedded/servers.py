@@ -179,8 +179,9 @@ def mongod_argv(directory: Path, port: int, cache_gb: float = 0.25) -> list[str]
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
         # Nobody to hand over to, so do not wait 15 s for clients to leave.
         *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),
-        # Metrics for MongoDB's support: a write every second into the data directory, for nobody.
-        *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+        # Nobody reads the past: kept for five minutes, entries of runs that have ended stand in the way of each look at
+        # the runs in flight (docs/adr/0008).
+        *("--setParameter", "minSnapshotHistoryWindowInSeconds=5"),
     ]
 
 

@@ -13,72 +13,21 @@ for a place behind a batch.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from agentq.engine.contest import UNIT, Contest, Ledger, Line, Quota, Unknown, Waiting, by_weight, tenant_of
 from agentq.protocol import Priority
 
+__all__ = [
+    "CLASSES", "SHARES", "Admitted", "Books", "Decision", "Line", "Quota", "Waiting",
+    "correct", "decide", "places", "tenant_of",
+]  # fmt: skip
+
 CLASSES: tuple[Priority, ...] = ("interactive", "standard", "batch")  # the most urgent first
+AHEAD = 64  # tenants that are due next of which used up lines are wanted at once, or as many as there is room for
 SHARES: Mapping[Priority, float] = {"interactive": 0.5, "standard": 0.3, "batch": 0.1}  # the rest goes by urgency
-_UNIT = 1000  # weights and accounts count in thousandths: accounts are integers, so that they never lose anything
-
-
-class Waiting(NamedTuple):
-    """A run that waits. ``rank`` 0 is the most urgent; ``cost`` is estimated, in nano-dollars, at least 1."""
-
-    run_id: str
-    rank: int
-    cost: int
-
-
-class Line(NamedTuple):
-    """The head of one flow's line, in order. ``more``: others wait behind those that are known here."""
-
-    heads: Sequence[Waiting]
-    more: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What may still be admitted for a tenant, or for one key of it; None: no limit.
-
-    ``idle``: nothing of it is in flight. Then the next run goes though it costs more than may be spent, because it
-    would never go otherwise; a cap of nothing lets nothing through.
-    """
-
-    runs: int | None = None
-    spend: int | None = None  # nano-dollars
-    rate: int | None = None
-    idle: bool = False
-
-    def allows(self, cost: int) -> bool:
-        return (
-            (self.runs is None or self.runs > 0)
-            and (self.rate is None or self.rate > 0)
-            and (self.spend is None or self.spend >= cost or (self.idle and self.spend > 0))
-        )
-
-    def less(self, cost: int) -> Quota:
-        """After one more run of ``cost``."""
-        return Quota(
-            None if self.runs is None else self.runs - 1,
-            None if self.spend is None else self.spend - cost,
-            None if self.rate is None else self.rate - 1,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """The accounts of one class: its own, and its tenants'. A newcomer starts level with the busy tenant furthest
-    behind, or at the ``clock``: the account of the tenant served last. ``busy``: who had something to admit when we
-    last looked."""
-
-    served: int
-    clock: int = 0
-    tenants: Mapping[str, int] = field(default_factory=dict)
-    busy: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +58,15 @@ class Decision:
     wanted: frozenset[tuple[Priority, str]] = frozenset()
 
 
-def tenant_of(flow: str) -> str:
-    """A flow is a tenant, or ``tenant|key``."""
-    return flow.partition("|")[0] if "|" in flow else flow
+def places(
+    priority: Priority, window: int, flight: Mapping[Priority, int], shares: Mapping[Priority, float] = SHARES
+) -> int:
+    """How many runs of a class may enter a pool of which ``flight`` are in it by class, and ``window`` may be."""
+    return max(0, window - sum(flight.values()), _reserve(shares[priority], window) - flight.get(priority, 0))
+
+
+def _reserve(share: float, window: int) -> int:
+    return max(1, int(share * window)) if window > 0 else 0
 
 
 def decide(
@@ -128,26 +83,24 @@ def decide(
     """Admit up to ``limit`` runs into a pool of which ``flight`` are in it by class, and ``window`` may be.
 
     ``lines``: what waits, by class and flow; ``weights`` by tenant (1 if not given); ``quotas`` by tenant and by flow,
-    both of which a run needs. Nothing that fits and may go is left waiting while there is room.
+    both of which a run needs. Nothing that fits and may go is left waiting while there is room. It costs what it
+    admits; what waits costs something only where other lines wait than at the decision before.
     """
-    contests = {
-        priority: _Contest(priority, books.ledgers.get(priority), lines[priority], weights or {})
+    left = dict(quotas or {})
+    contests = [
+        Contest(priority, books.ledgers.get(priority) or Ledger(0), lines[priority], weights or {}, left)
         for priority in CLASSES
         if lines.get(priority)
-    }
-    pool = _Pool(books, contests, window, dict(flight), dict(quotas or {}), shares)
+    ]
+    pool = _Pool(books, contests, window, flight, left, shares)
     admitted: list[Admitted] = []
     wanted: frozenset[tuple[Priority, str]] = frozenset()
-    while len(admitted) < limit:
-        try:
-            chosen = pool.next()
-        except _Unknown as unknown:
-            wanted = unknown.lines
-            break
-        if chosen is None:
-            break
-        admitted.append(chosen)
-    return Decision(admitted, pool.close(), pool.quotas, wanted)
+    try:
+        while len(admitted) < limit and (chosen := pool.next()) is not None:
+            admitted.append(chosen)
+    except Unknown as unknown:
+        wanted = unknown.contest.unknown(max(AHEAD, min(limit - len(admitted), pool.room(unknown.contest.priority))))
+    return Decision(admitted, pool.close(), left, wanted)
 
 
 def correct(books: Books, priority: Priority, tenant: str, weight: float, difference: int) -> Books:
@@ -155,113 +108,9 @@ def correct(books: Books, priority: Priority, tenant: str, weight: float, differ
     ledger = books.ledgers.get(priority)
     if ledger is None or tenant not in ledger.tenants:
         return books
-    served = ledger.tenants[tenant] + _by_weight(difference, weight)
-    corrected = replace(ledger, tenants={**ledger.tenants, tenant: served})
-    return replace(books, ledgers={**books.ledgers, priority: corrected})
-
-
-def _by_weight(cost: int, weight: float) -> int:
-    return cost * _UNIT * _UNIT // max(1, round(weight * _UNIT))
-
-
-class _Unknown(Exception):
-    """Nothing can be decided before more of these lines is known."""
-
-    def __init__(self, lines: frozenset[tuple[Priority, str]]) -> None:
-        self.lines = lines
-
-
-class _Contest:
-    """The tenants of one class, the one furthest behind first."""
-
-    def __init__(
-        self, priority: Priority, ledger: Ledger | None, lines: Mapping[str, Line], weights: Mapping[str, float]
-    ) -> None:
-        self.priority = priority
-        self._before = ledger or Ledger(0)
-        self._clock = self._before.clock
-        self._weights = weights
-        self._lines = lines
-        self._next = dict.fromkeys(lines, 0)
-        self._flows: dict[str, list[str]] = {}
-        for flow, line in lines.items():
-            if line.heads or line.more:
-                self._flows.setdefault(tenant_of(flow), []).append(flow)
-        known, busy = self._before.tenants, self._before.busy
-        working = [known[tenant] for tenant in self._flows if tenant in busy]
-        # Not the clock where somebody works: a refund takes accounts below it.
-        level = min(working, default=self._clock)
-        self._heap = [
-            (known[tenant] if tenant in busy else max(known.get(tenant, level), level), tenant)
-            for tenant in self._flows
-        ]
-        self._served = {tenant: served for served, tenant in self._heap}
-        heapq.heapify(self._heap)
-
-    def head(self, quotas: Mapping[str, Quota]) -> tuple[str, Waiting] | None:
-        """Flow and run that would go next; None if all that waits is stopped by a quota or there is nothing.
-
-        What a quota stops stays stopped for the whole decision: quotas only shrink.
-        """
-        while self._heap:
-            found = self._of_tenant(self._heap[0][1], quotas)
-            if found is not None:
-                return found
-            heapq.heappop(self._heap)
-        return None
-
-    def _of_tenant(self, tenant: str, quotas: Mapping[str, Quota]) -> tuple[str, Waiting] | None:
-        quota = quotas.get(tenant)
-        if quota is not None and not quota.allows(0):
-            return None
-        best: tuple[str, Waiting] | None = None
-        for flow in self._flows[tenant]:
-            own = quotas.get(flow)
-            if own is not None and not own.allows(0):
-                continue
-            head = self._head_of(flow)
-            if head is None or (own is not None and not own.allows(head.cost)):
-                continue
-            if best is None or (head.rank, head.run_id) < (best[1].rank, best[1].run_id):
-                best = flow, head
-        if best is not None and quota is not None and not quota.allows(best[1].cost):
-            return None  # the tenant's cheaper runs do not overtake it: what is in flight ends, then it goes
-        return best
-
-    def _head_of(self, flow: str) -> Waiting | None:
-        line, place = self._lines[flow], self._next[flow]
-        if place < len(line.heads):
-            return line.heads[place]
-        if line.more:
-            raise _Unknown(self._unknown())
-        return None
-
-    def _unknown(self, most: int = 64) -> frozenset[tuple[Priority, str]]:
-        """The lines that are used up here, those that are due first: they are fetched together."""
-        first = heapq.nsmallest(most, self._heap)
-        return frozenset(
-            (self.priority, flow)
-            for _, tenant in first
-            for flow in self._flows[tenant]
-            if self._lines[flow].more and self._next[flow] >= len(self._lines[flow].heads)
-        )
-
-    def take(self, flow: str, run: Waiting) -> None:
-        """The run that ``head`` named goes."""
-        served, tenant = self._heap[0]
-        self._clock = max(self._clock, served)
-        self._served[tenant] = served + _by_weight(run.cost, self._weights.get(tenant, 1.0))
-        self._next[flow] += 1
-        heapq.heapreplace(self._heap, (self._served[tenant], tenant))
-
-    def close(self, served: int) -> Ledger:
-        """What the books keep. A tenant that a quota stops is not busy, so being stopped earns no credit; one that is
-        not there and not ahead of the others is a newcomer when it comes back."""
-        gone = self._before.tenants.items()
-        level = self._heap[0][0] if self._heap else self._clock
-        kept = {name: was for name, was in gone if name not in self._served and was > level}
-        busy = frozenset([tenant for _, tenant in self._heap])
-        return Ledger(served, self._clock, {**kept, **self._served}, busy)
+    served = ledger.tenants[tenant] + by_weight(difference, weight)
+    corrected = Ledger(ledger.served, ledger.clock, {**ledger.tenants, tenant: served}, ledger.busy)
+    return Books(books.total, {**books.ledgers, priority: corrected})
 
 
 class _Pool:
@@ -270,52 +119,65 @@ class _Pool:
     def __init__(
         self,
         books: Books,
-        contests: dict[Priority, _Contest],
+        contests: Sequence[Contest],
         window: int,
-        flight: dict[Priority, int],
+        flight: Mapping[Priority, int],
         quotas: dict[str, Quota],
         shares: Mapping[Priority, float],
     ) -> None:
-        self.quotas = quotas
-        self._contests = contests
-        self._window = window
-        self._flight = flight
-        self._shares = shares
         self._books = books
+        self._contests = contests
+        self._quotas = quotas
+        self._shares = shares
         self._total = books.total
+        self._free = window - sum(flight.values())
+        self._below: dict[Priority, int] = {}  # how many more a class may have before it has its reserve
         self._served: dict[Priority, int] = {}
-        for priority in contests:
+        for priority in (contest.priority for contest in contests):
             ledger = books.ledgers.get(priority)
             self._served[priority] = ledger.served if ledger is not None and ledger.busy else self._total
+            self._below[priority] = _reserve(shares[priority], window) - flight.get(priority, 0)
+
+    def room(self, priority: Priority) -> int:
+        """How many more of a class may enter."""
+        return max(0, self._free, self._below[priority])
 
     def next(self) -> Admitted | None:
-        """Admit one run; None if there is no room, or nothing that may go. Raises ``_Unknown``."""
-        full = sum(self._flight.values()) >= self._window
-        ready = []
-        for priority, contest in self._contests.items():
-            reserve = max(1, int(self._shares[priority] * self._window)) if self._window > 0 else 0
-            if full and self._flight.get(priority, 0) >= reserve:
+        """Admit one run; None if there is no room, or nothing that may go. Raises ``Unknown``."""
+        first: Contest | None = None
+        behind: Contest | None = None
+        least = self._total
+        for contest in self._contests:
+            if self.room(contest.priority) == 0 or contest.head() is None:
                 continue
-            head = contest.head(self.quotas)
-            if head is not None:
-                ready.append((priority, *head))
-        if not ready:
-            return None
-        behind = [one for one in ready if self._served[one[0]] < self._total]
-        priority, flow, run = min(behind, key=lambda one: self._served[one[0]]) if behind else ready[0]
-        self._contests[priority].take(flow, run)
-        self._flight[priority] = self._flight.get(priority, 0) + 1
+            first = first or contest
+            if self._served[contest.priority] < least:
+                behind, least = contest, self._served[contest.priority]
+        chosen = behind or first
+        return None if chosen is None else self._admit(chosen)
+
+    def _admit(self, contest: Contest) -> Admitted:
+        priority = contest.priority
+        flow, run = contest.take()
+        self._free -= 1
+        self._below[priority] -= 1
         # What a class got beyond its share, because nobody else had work, is not held against it later.
-        served = min(self._served[priority], self._total) + _by_weight(run.cost, self._shares[priority])
-        self._served[priority] = served
-        self._total += run.cost * _UNIT
-        for name in {flow, tenant_of(flow)}:
-            if name in self.quotas:
-                self.quotas[name] = self.quotas[name].less(run.cost)
+        served = min(self._served[priority], self._total)
+        self._served[priority] = served + by_weight(run.cost, self._shares[priority])
+        self._total += run.cost * UNIT
+        if self._quotas:
+            self._shrink(flow, run.cost)
         return Admitted(priority, flow, run)
+
+    def _shrink(self, flow: str, cost: int) -> None:
+        tenant = tenant_of(flow)
+        for name in {flow, tenant} & self._quotas.keys():
+            self._quotas[name] = self._quotas[name].less(cost)
+        for contest in self._contests:
+            contest.look_again(tenant)
 
     def close(self) -> Books:
         """The books after the decision. A class of which nothing was seen has nothing to do."""
-        ledgers = {priority: contest.close(self._served[priority]) for priority, contest in self._contests.items()}
-        absent = {priority: replace(one, busy=frozenset()) for priority, one in self._books.ledgers.items()}
+        ledgers = {one.priority: one.close(self._served[one.priority]) for one in self._contests}
+        absent = {name: replace(one, busy=frozenset(), order=None) for name, one in self._books.ledgers.items()}
         return Books(self._total, {**absent, **ledgers})

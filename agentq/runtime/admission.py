@@ -15,18 +15,18 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from agentq.clock import elapsed_s
-from agentq.engine.admission import CLASSES, Books, Decision, Line, Quota, Waiting, correct, decide, tenant_of
+from agentq.engine.admission import CLASSES, Admitted, Books, Decision, Quota, correct, decide, places, tenant_of
 from agentq.engine.window import Sight, Window, adapt
 from agentq.errors import AgentqError
 from agentq.place import place
 from agentq.protocol import Hint, Pool, Priority
 from agentq.run import START_STEP
 from agentq.runtime.flights import Flights, Rates
+from agentq.runtime.lines import Lines
 from agentq.runtime.runtime import CrashPoint, Publish, no_crash
 from agentq.store.api import Queue
 from agentq.store.backlog import Backlog, Flying, Limit
@@ -37,7 +37,6 @@ TICK_S = 0.1  # how long an urgent request waits at most before it is looked at
 STAND_BY_S = 0.5
 LEASE_MS = 3_000
 RENEW_S = 1.0
-HEADS_FRESH_S = 1.0  # a more urgent run that comes later is seen within this time
 SLOW_S = 1.0  # limits, costs, throughput, what the clients are told
 RELEASE_S = 0.25
 CALM_S = 0.5  # how often to look at what waits and may not go, while nothing is in flight
@@ -47,15 +46,7 @@ ROUNDS = 20
 HandIn = Callable[[dict[str, Any]], Awaitable[None]]  # hands in a recurring request that is due
 Queues = Callable[[], Awaitable[dict[Pool, Queue]]]
 Room = Callable[[], Awaitable[Mapping[str, int]]]  # by flow, how many runs may still be let in; 0: it is closed
-
-
-@dataclass(slots=True)
-class _Heads:
-    """What is known of a flow's line."""
-
-    runs: list[Waiting] = field(default_factory=list)
-    more: bool = True
-    since: float = 0.0
+Counts = dict[Priority, int]  # runs in flight
 
 
 class Admission:
@@ -92,8 +83,9 @@ class Admission:
     def _forget(self) -> None:
         self._windows: dict[Pool, Window] = {}
         self._books: dict[Pool, Books] = {}
-        self._heads: dict[tuple[Priority, Pool, str], _Heads] = {}
+        self._lines = Lines(self._backlog, AT_ONCE)
         self._limits: dict[str, Limit] = {}
+        self._weights: dict[str, float] = {}
         self._routes: dict[Pool, frozenset[Pool]] = {}
         self._heard: dict[Pool, datetime] = {}
         self._later: dict[Pool, float] = {}
@@ -114,11 +106,13 @@ class Admission:
                 group.create_task(_ever(act))
 
     async def _lead_on(self) -> float:
+        """A tick. Those that take long take half of the time at most: MongoDB has others to serve."""
         began = self._clock()
         if not await self._lead():
             return STAND_BY_S
         await self.tick()
-        return max(0.01, TICK_S - (self._clock() - began))
+        took = self._clock() - began
+        return max(took, TICK_S - took)
 
     async def _release(self) -> float:
         """Runs whose time has come, turns that are next. Takes half of the time at most."""
@@ -181,12 +175,12 @@ class Admission:
         it may go (a batch that is paused): then only a class of which nothing waited yet is looked for each time."""
         admitted = 0
         if not self._calm or self._time_for("calm", CALM_S) or await self._backlog.waits({*CLASSES} - self._waiting):
-            lines = await self._backlog.waiting()
             self._calm = False
-            if lines:
-                admitted = await self._admit(lines)
-            left = {key for key, heads in self._heads.items() if heads.runs or heads.more} if lines else set()
-            self._waiting = {priority for priority, _, _ in left}  # who was let in just now waits no more
+            classes = await self._backlog.waits(CLASSES)
+            self._lines.keep(classes)
+            if classes:
+                admitted = await self._admit(classes)
+            self._waiting = self._lines.classes  # who was let in just now waits no more
         if self._time_for("slow", SLOW_S):
             await self._go_on_leading()
             await self._look_slowly()
@@ -198,12 +192,13 @@ class Admission:
         An urgent request that comes meanwhile waits for this, so the questions are asked side by side.
         """
         ended, *_ = await asyncio.gather(
-            self._flights.look(self._clock()), self._look_at_limits(), self._look_at_routes(), self._listen()
+            self._flights.look(self._clock()), self._learn_limits(), self._look_at_routes(), self._listen()
         )
         for pool, priority, flow, difference in ended:
             tenant = tenant_of(flow)
             if pool in self._books:
-                self._books[pool] = correct(self._books[pool], priority, tenant, self._weight(tenant), difference)
+                weight = self._weights.get(tenant, 1.0)
+                self._books[pool] = correct(self._books[pool], priority, tenant, weight, difference)
         await self._tell()
 
     async def _look_at_routes(self) -> None:
@@ -221,8 +216,10 @@ class Admission:
             if waits:
                 self._later[start] = max(waits)
 
-    def _weight(self, tenant: str) -> float:
-        return self._limits[tenant].weight if tenant in self._limits else 1.0
+    async def _learn_limits(self) -> None:
+        if self._time_for("limits", SLOW_S):
+            self._limits = await self._backlog.limits()
+            self._weights = {name: limit.weight for name, limit in self._limits.items()}
 
     async def _tell(self) -> None:
         """What clients go by: may a request go straight to its pool, what may it cost, whose runs are capped."""
@@ -239,37 +236,45 @@ class Admission:
                 "capped": sorted(name for name, limit in self._limits.items() if limit.caps),
                 "lines": {name: limit.waiting for name, limit in self._limits.items() if limit.waiting is not None},
                 **told,
-                "weights": {name: limit.weight for name, limit in self._limits.items()},
-                "active": {p: len({key[2] for key in self._heads if key[0] == p}) for p in self._waiting},
+                "weights": self._weights,
+                "active": {priority: self._lines.flows(priority) for priority in self._waiting},
             },
         )
 
     # -- letting in -------------------------------------------------------------------------------------------------
 
-    async def _admit(self, waiting: Mapping[Priority, Mapping[Pool, list[str]]]) -> int:
-        flight, room, _ = await asyncio.gather(self._backlog.flight(), self._rooms(), self._look_at_limits())
-        quotas: Mapping[str, Quota] = with_room(self._quotas(flight), room)
-        self._keep_heads({(priority, pool, flow) for priority, pools in waiting.items()
-                          for pool, flows in pools.items() for flow in flows})  # fmt: skip
-        admitted = 0
-        for pool in sorted({pool for pools in waiting.values() for pool in pools}):
-            here = [one for one in flight if one.pool == pool]
-            window = self._window(pool, here)
-            counts: dict[Priority, int] = dict.fromkeys(CLASSES, 0)
-            for one in here:
-                counts[one.priority] += one.runs
-            quotas, count = await self._fill(pool, window, counts, quotas)
-            admitted += count
+    async def _admit(self, classes: set[Priority]) -> int:
+        flight, _ = await asyncio.gather(self._backlog.flight(), self._learn_limits())
+        counts: dict[Pool, Counts] = {}
+        for one in flight:
+            here = counts.setdefault(one.pool, {})
+            here[one.priority] = here.get(one.priority, 0) + one.runs
+        await self._look(classes, counts)
+        admitted, quotas = 0, None
+        for pool in self._lines.pools:
+            window = self._window(pool, [one for one in flight if one.pool == pool])
+            self._full[pool] = not self._open(pool, counts.setdefault(pool, {}), self._lines.of(pool))
+            if not self._full[pool]:
+                quotas = await self._allowed(flight) if quotas is None else quotas
+                quotas, count = await self._fill(pool, window, counts[pool], quotas)
+                admitted += count
         # Then only time, a person or a newcomer changes anything, and an urgent one is not to wait for the next look.
-        self._calm = not admitted and not flight and "interactive" not in waiting
+        self._calm = not admitted and not flight and "interactive" not in classes
         return admitted
 
-    async def _rooms(self) -> Mapping[str, int]:
-        return {} if self._room is None else await self._room()
+    async def _look(self, classes: set[Priority], counts: Mapping[Pool, Counts]) -> None:
+        """See who waits, in the classes for which it is time."""
+        now = self._clock()
+        for priority in classes:
+            pools = [pool for pool in self._lines.pools if self._lines.of(pool).get(priority)]
+            full = not any(self._open(pool, counts.get(pool, {}), [priority]) for pool in pools)
+            if self._lines.due(priority, now, full=full):
+                await self._lines.look(priority, now)
 
-    async def _look_at_limits(self) -> None:
-        if self._time_for("limits", SLOW_S / 2):
-            self._limits = await self._backlog.limits()
+    def _open(self, pool: Pool, counts: Counts, classes: Iterable[Priority]) -> bool:
+        """Has the pool a place for any of these?"""
+        window = self._windows.get(pool)
+        return window is None or any(places(priority, window.size, counts) > 0 for priority in classes)
 
     def _window(self, pool: Pool, here: Iterable[Flying]) -> int:
         taken = sum(one.runs for one in here if one.taken)
@@ -283,29 +288,41 @@ class Admission:
         return self._windows[pool].size
 
     async def _fill(
-        self, pool: Pool, window: int, counts: dict[Priority, int], quotas: Mapping[str, Quota]
+        self, pool: Pool, window: int, counts: Counts, quotas: Mapping[str, Quota]
     ) -> tuple[Mapping[str, Quota], int]:
         """Let runs into one pool until it is full, or nothing that waits may go."""
-        weights = {tenant: limit.weight for tenant, limit in self._limits.items()}
-        total, full = 0, False
+        total = 0
         for _ in range(ROUNDS):
-            decision = decide(
-                self._books.get(pool, Books()), self._lines(pool), window=window, flight=counts, weights=weights,
-                quotas=quotas, limit=AT_ONCE,
-            )  # fmt: skip
-            if decision.admitted:
-                await self._let_in(pool, decision, counts)
-                total += len(decision.admitted)
-            self._books[pool] = decision.books
-            quotas = decision.quotas
+            decision = await self._decide(pool, window, counts, quotas)
+            refused = await self._let_in(pool, decision, counts) if decision.admitted else []
+            total += len(decision.admitted) - len(refused)
+            books = decision.books
+            for one in refused:  # ended or paused meanwhile: it costs its tenant nothing
+                tenant = tenant_of(one.flow)
+                books = correct(books, one.priority, tenant, self._weights.get(tenant, 1.0), -one.run.cost)
+            self._books[pool], quotas = books, decision.quotas
             if not decision.wanted and len(decision.admitted) < AT_ONCE:
-                full = sum(counts.values()) >= window
+                self._full[pool] = sum(counts.values()) >= window
                 break
-            await asyncio.gather(*(self._fetch(priority, pool, flow) for priority, flow in decision.wanted))
-        self._full[pool] = full
         return quotas, total
 
-    async def _let_in(self, pool: Pool, decision: Decision, counts: dict[Priority, int]) -> None:
+    async def _decide(self, pool: Pool, window: int, counts: Counts, quotas: Mapping[str, Quota]) -> Decision:
+        """Decide; if more has to be known for that, know it and decide again: that is cheaper than to write twice."""
+
+        def decided() -> Decision:
+            return decide(
+                self._books.get(pool, Books()), self._lines.of(pool), window=window, flight=counts,
+                weights=self._weights, quotas=quotas, limit=AT_ONCE,
+            )  # fmt: skip
+
+        decision = decided()
+        if decision.wanted:
+            await self._lines.fetch(pool, decision.wanted, self._clock())
+            decision = decided()
+        return decision
+
+    async def _let_in(self, pool: Pool, decision: Decision, counts: Counts) -> list[Admitted]:
+        """Gives those of them that may not go any more."""
         await self._go_on_leading()
         limited = [name for one in decision.admitted for name in {one.flow, tenant_of(one.flow)}]
         if self._rates.count([name for name in limited if self._capped_rate(name)], self._second()):
@@ -314,14 +331,17 @@ class Admission:
             raise _lost()
         admitted = await self._backlog.admit([one.run.run_id for one in decision.admitted])
         self._crash("after_admit")
+        self._lines.went(pool, decision.admitted)
+        hints, refused = [], []
         for one in decision.admitted:
-            heads = self._heads[one.priority, pool, one.flow]
-            heads.runs = heads.runs[1:] if heads.runs and heads.runs[0] == one.run else heads.runs
             if one.run.run_id in admitted:
-                counts[one.priority] += 1
+                counts[one.priority] = counts.get(one.priority, 0) + 1
                 self._flights.admitted(one.run.run_id, pool, one.priority, one.flow, one.run.cost)
-        hints = [(pool, Hint(one.run.run_id, START_STEP, 1)) for one in decision.admitted if one.run.run_id in admitted]
+                hints.append((pool, Hint(one.run.run_id, START_STEP, 1)))
+            else:
+                refused.append(one)
         await self._publish(hints)
+        return refused
 
     def _capped_rate(self, name: str) -> bool:
         return name in self._limits and self._limits[name].per_minute is not None
@@ -329,45 +349,27 @@ class Admission:
     def _second(self) -> int:
         return int(self._backlog.now().timestamp())
 
+    async def _allowed(self, flight: Iterable[Flying]) -> Mapping[str, Quota]:
+        """What may still be admitted for those that have caps, and of what has no room for more."""
+        quotas = self._quotas(flight)
+        return quotas if self._room is None else with_room(quotas, await self._room())
+
     def _quotas(self, flight: Iterable[Flying]) -> dict[str, Quota]:
-        """What may still be admitted for those that have caps."""
-        runs: dict[str, int] = {}
-        spend: dict[str, int] = {}
-        for one in flight:
-            for name in {one.flow, tenant_of(one.flow)}:
-                runs[name] = runs.get(name, 0) + one.runs
-                spend[name] = spend.get(name, 0) + one.cost
-        found = {}
-        for name, limit in self._limits.items():
-            if limit.caps:
-                found[name] = Quota(
-                    None if limit.in_flight is None else limit.in_flight - runs.get(name, 0),
-                    None if limit.spend is None else limit.spend - spend.get(name, 0),
-                    None if limit.per_minute is None else limit.per_minute - self._rates.recent(name, self._second()),
-                    idle=not runs.get(name),
-                )
-        return found
-
-    # -- the heads of the lines -------------------------------------------------------------------------------------
-
-    def _keep_heads(self, flows: set[tuple[Priority, Pool, str]]) -> None:
-        """Keep what is fresh. Of a line whose known runs are used up and that still waits, others have come since."""
-        now = self._clock()
-        fresh = {key: heads for key, heads in self._heads.items() if now - heads.since < HEADS_FRESH_S}
-        kept = {key: fresh[key] for key in flows & fresh.keys() if fresh[key].runs}
-        self._heads = {key: kept.get(key) or _Heads() for key in flows}
-
-    def _lines(self, pool: Pool) -> dict[Priority, dict[str, Line]]:
-        found: dict[Priority, dict[str, Line]] = {}
-        for (priority, where, flow), heads in self._heads.items():
-            if where == pool and (heads.runs or heads.more):
-                found.setdefault(priority, {})[flow] = Line(heads.runs, heads.more)
-        return found
-
-    async def _fetch(self, priority: Priority, pool: Pool, flow: str) -> None:
-        limit = min(200, max(16, AT_ONCE // max(1, len(self._heads))))
-        runs = await self._backlog.heads(priority, pool, flow, limit)
-        self._heads[priority, pool, flow] = _Heads(runs, len(runs) == limit, self._clock())
+        capped = {name: limit for name, limit in self._limits.items() if limit.caps}
+        runs, spend = dict.fromkeys(capped, 0), dict.fromkeys(capped, 0)
+        for flow, count, cost in ((flow, *flying) for one in flight for flow, flying in one.flows.items()):
+            for name in {flow, tenant_of(flow)} & capped.keys():
+                runs[name] += count
+                spend[name] += cost
+        return {
+            name: Quota(
+                None if limit.in_flight is None else limit.in_flight - runs[name],
+                None if limit.spend is None else limit.spend - spend[name],
+                None if limit.per_minute is None else limit.per_minute - self._rates.recent(name, self._second()),
+                idle=not runs[name],
+            )
+            for name, limit in capped.items()
+        }
 
 
 async def _ever(act: Callable[[], Awaitable[float]]) -> None:
@@ -392,5 +394,5 @@ def with_room(quotas: Mapping[str, Quota], rooms: Mapping[str, int]) -> dict[str
     found = dict(quotas)
     for flow, room in rooms.items():
         known = found.get(flow, Quota())
-        found[flow] = replace(known, runs=room if known.runs is None else min(room, known.runs))
+        found[flow] = known._replace(runs=room if known.runs is None else min(room, known.runs))
     return found

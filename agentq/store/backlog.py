@@ -12,76 +12,32 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from bson.son import SON
-from pymongo import ASCENDING, DESCENDING, IndexModel, WriteConcern
+from pymongo import ASCENDING, WriteConcern
 from pymongo.asynchronous.database import AsyncDatabase
 
-from agentq.engine.admission import CLASSES, Waiting
+from agentq.engine.admission import Waiting
 from agentq.protocol import TERMINAL, Pool, Priority
-from agentq.run import HINT_GRACE
+from agentq.store.backlog_queries import IN_FLIGHT, RELEASE, admission, first_of_line, first_runs, look_again
 from schemas.catalog import NODE_POOL, Bundle
 
 T = TypeVar("T")
 Doc = dict[str, Any]
 Answer = Callable[[Awaitable[Any]], Awaitable[Any]]
 GHOST = timedelta(seconds=30)  # a turn's place that belongs to a run which was never stored is free after that
-ACTIVE = ("queued", "running")  # a run in flight that rests, paused or for a person, keeps nobody from a place
+MANY = 10_000  # documents that one answer may bring: each question less is half a millisecond of ours
 TURNS_AT_ONCE = 16  # conversations whose next turn is let go at the same time
-
-BACKLOG_INDEXES = [
-    IndexModel(
-        [("backlog.class", ASCENDING), ("pool", ASCENDING), ("flow", ASCENDING), ("backlog.rank", ASCENDING),
-         ("_id", ASCENDING)],
-        name="backlog",
-        partialFilterExpression={"backlog.class": {"$exists": True}},
-    ),
-    IndexModel([("backlog.at", ASCENDING)], name="held", partialFilterExpression={"backlog.hold": {"$exists": True}}),
-    IndexModel(
-        [("backlog.hold", ASCENDING), ("flow", ASCENDING)],
-        name="held_flow",
-        partialFilterExpression={"backlog.hold": {"$exists": True}},
-    ),
-    IndexModel(
-        [("tenant", ASCENDING), ("conversation", ASCENDING), ("backlog.front", DESCENDING), ("turn", ASCENDING)],
-        name="next_turn",
-        partialFilterExpression={"backlog.hold": "turn"},
-    ),
-    IndexModel(
-        [("in_flight", ASCENDING), ("pool", ASCENDING), ("priority", ASCENDING), ("flow", ASCENDING),
-         ("status", ASCENDING), ("cost", ASCENDING), ("_id", ASCENDING)],
-        name="flight",
-        partialFilterExpression={"in_flight": True},
-    ),
-    IndexModel(
-        [("tenant", ASCENDING), ("backlog.debounce", ASCENDING)],
-        name="debounce",
-        unique=True,
-        partialFilterExpression={"backlog.debounce": {"$exists": True}},
-    ),
-    IndexModel(
-        [("tenant", ASCENDING), ("singleton", ASCENDING)],
-        name="singleton",
-        unique=True,
-        partialFilterExpression={"singleton": {"$exists": True}},
-    ),
-    IndexModel(
-        [("tenant", ASCENDING), ("merged.idempotency_key", ASCENDING)],
-        name="merged",
-        partialFilterExpression={"merged": {"$exists": True}},
-    ),
-]  # fmt: skip
 
 
 class Flying(NamedTuple):
-    """Runs in flight that entered by ``pool``: those that a worker has ``taken``, or whose hint still waits. Those that
-    rest, paused or until a person answers, are left out: they may do so for weeks. They come back without being asked
-    for, so a cap is exceeded by those that go on."""
+    """Runs in flight that entered by ``pool``: those that a worker has ``taken``, or whose hint still waits. ``flows``:
+    how many of each flow, and their estimated cost. Those that rest, paused or until a person answers, are left out:
+    they may do so for weeks. They come back without being asked for, so a cap is exceeded by those that go on."""
 
     pool: Pool
     priority: Priority
-    flow: str
     taken: bool
     runs: int
-    cost: int
+    flows: Mapping[str, tuple[int, int]]
 
 
 class Ended(NamedTuple):
@@ -115,14 +71,15 @@ class Backlog(Protocol):
     async def lead(self, name: str, ms: int) -> bool:
         """Take or prolong the leader's lease by the server's clock; False: somebody else has it."""
 
-    async def waits(self, classes: Collection[Priority]) -> bool:
-        """Does any run of these classes wait to be admitted?"""
+    async def waits(self, classes: Collection[Priority]) -> set[Priority]:
+        """Those of these classes of which any run waits to be admitted."""
 
-    async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
-        """The flows that have a run to admit, by class and pool; empty ones are left out."""
+    async def waiting(self, priority: Priority) -> dict[Pool, dict[str, str]]:
+        """The flows of a class that have a run to admit, by pool, and the first run of each: that may be one which
+        ``heads`` leaves out."""
 
-    async def heads(self, priority: Priority, pool: Pool, flow: str, limit: int) -> list[Waiting]:
-        """The first runs of a flow's line."""
+    async def heads(self, priority: Priority, pool: Pool, flows: Sequence[str], limit: int) -> dict[str, list[Waiting]]:
+        """The first runs, up to ``limit``, of each of these flows' lines that may be let in now."""
 
     async def admit(self, run_ids: Sequence[str]) -> set[str]:
         """Let runs in, each once: those of them that were waiting and are now in flight."""
@@ -182,33 +139,28 @@ class MongoBacklog:
             await self._answer(self._notes.update_one({"_id": "leader"}, nobody, upsert=True))
         return False
 
-    async def waits(self, classes: Collection[Priority]) -> bool:
+    async def waits(self, classes: Collection[Priority]) -> set[Priority]:
+        if not classes:
+            return set()
         where: Doc = {"backlog.class": {"$in": [*classes]}}
-        return await self._answer(self._runs.find_one(where, {"_id": 1}, hint="backlog")) is not None
+        return set(await self._answer(self._runs.distinct("backlog.class", where)))
 
-    async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
-        any_class = {"backlog.class": {"$in": [*CLASSES]}}  # lets MongoDB leap from class to class in the index
-        classes = cast("list[Priority]", await self._answer(self._runs.distinct("backlog.class", any_class)))
-        pools = await asyncio.gather(*(self._pools_of(priority) for priority in classes))
-        return dict(zip(classes, pools, strict=True))
+    async def waiting(self, priority: Priority) -> dict[Pool, dict[str, str]]:
+        found: dict[Pool, dict[str, str]] = {}
+        for pool in await self._answer(self._runs.distinct("pool", {"backlog.class": priority})):
+            firsts = await self._answer(self._runs.aggregate(first_runs(priority, pool), batchSize=MANY))
+            found[pool] = {doc["_id"]: doc["first"] for doc in await self._answer(firsts.to_list())}
+        return found
 
-    async def _pools_of(self, priority: Priority) -> dict[Pool, list[str]]:
-        where: Doc = {"backlog.class": priority}
-        pools = cast("list[Pool]", await self._answer(self._runs.distinct("pool", where)))
-        flows = (self._answer(self._runs.distinct("flow", {**where, "pool": pool})) for pool in pools)
-        return dict(zip(pools, await asyncio.gather(*flows), strict=True))
-
-    async def heads(self, priority: Priority, pool: Pool, flow: str, limit: int) -> list[Waiting]:
-        where = {"backlog.class": priority, "pool": pool, "flow": flow, "status": "queued", "cancel": None}
-        cursor = (
-            self._runs.find(where, {"backlog.rank": 1, "backlog.cost": 1})
-            .sort([("backlog.rank", ASCENDING), ("_id", ASCENDING)])
-            .limit(limit)
-        )
-        return [
-            Waiting(doc["_id"], doc["backlog"]["rank"], max(1, doc["backlog"]["cost"]))
-            for doc in await self._answer(cursor.to_list())
-        ]
+    async def heads(self, priority: Priority, pool: Pool, flows: Sequence[str], limit: int) -> dict[str, list[Waiting]]:
+        found: dict[str, list[Waiting]] = {}
+        first, *others = [first_of_line(priority, pool, flow, limit) for flow in flows]
+        together = [{"$unionWith": {"coll": "runs", "pipeline": other}} for other in others]
+        cursor = await self._answer(self._runs.aggregate([*first, *together], batchSize=MANY))
+        for doc in await self._answer(cursor.to_list()):
+            run = Waiting(doc["_id"], doc["rank"], max(1, doc["cost"]))
+            found.setdefault(doc["flow"], []).append(run)
+        return found
 
     async def admit(self, run_ids: Sequence[str]) -> set[str]:
         now = self.now()
@@ -222,30 +174,18 @@ class MongoBacklog:
         return {doc["_id"] for doc in await self._answer(found.to_list())}
 
     async def flight(self) -> list[Flying]:
-        untaken = {"$eq": ["$status", "queued"]}
-        grouped = await self._answer(
-            self._runs.aggregate(
-                [
-                    {"$match": {"in_flight": True, "status": {"$in": [*ACTIVE]}}},
-                    {"$group": {
-                        "_id": {"pool": "$pool", "priority": "$priority", "flow": "$flow", "untaken": untaken},
-                        "runs": {"$sum": 1},
-                        "cost": {"$sum": "$cost"},
-                    }},
-                ],
-                hint="flight",
-            )
-        )  # fmt: skip
+        grouped = await self._answer(self._runs.aggregate(IN_FLIGHT, hint="flight"))
         return [
-            Flying(one["_id"]["pool"], one["_id"]["priority"], one["_id"]["flow"], not one["_id"]["untaken"],
-                   one["runs"], one["cost"])
-            for one in await self._answer(grouped.to_list())
-            if {"pool", "priority", "flow"} <= one["_id"].keys()
+            Flying(one["pool"], one["priority"], not one["untaken"], sum(doc["runs"]),
+                   dict(zip(doc["flows"], zip(doc["runs"], doc["costs"], strict=True), strict=True)))
+            for doc in await self._answer(grouped.to_list())
+            if {"pool", "priority"} <= (one := doc["_id"]).keys() and doc["flows"]
         ]  # fmt: skip
 
     async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
         fields = {"pool": 1, "priority": 1, "flow": 1, "cost": 1}
-        found = await self._answer(self._runs.find({"in_flight": True}, fields).hint("flight").to_list())
+        cursor = self._runs.find({"in_flight": True}, fields).hint("flight").batch_size(MANY)
+        found = await self._answer(cursor.to_list())
         return {doc["_id"]: (doc["pool"], doc["priority"], doc["flow"], doc["cost"]) for doc in found if "flow" in doc}
 
     async def ended(self, run_ids: Collection[str]) -> dict[str, Ended]:
@@ -332,7 +272,7 @@ class MongoBacklog:
             await self._answer(self._runs.update_one({"_id": first["_id"], "backlog.hold": "turn"}, RELEASE))
 
     async def limits(self) -> dict[str, Limit]:
-        found = await self._answer(self._limits.find({}).to_list())
+        found = await self._answer(self._limits.find({}).batch_size(MANY).to_list())
         return {doc["_id"]: limit_of(doc) for doc in found}
 
     async def routes(self) -> dict[Pool, frozenset[Pool]]:
@@ -350,33 +290,6 @@ class MongoBacklog:
     async def schedules(self, limit: int) -> list[Doc]:
         found = self._schedules.find({"due": {"$lte": self.now()}}).sort("due", ASCENDING).limit(limit)
         return cast("list[Doc]", await self._answer(found.to_list()))
-
-
-RELEASE: list[Doc] = [{"$set": {"backlog.class": "$priority"}}, {"$unset": "backlog.hold"}]
-
-
-def look_again(now: datetime) -> list[Doc]:
-    """The update after which a held turn is due when it is older by a quarter: after 1 second at least, 30 at most."""
-    quarter = {"$divide": [{"$subtract": [now, "$created_at"]}, 4]}
-    return [{"$set": {"backlog.at": {"$add": [now, {"$min": [{"$max": [quarter, 1_000]}, 30_000]}]}}}]
-
-
-def admission(now: datetime) -> list[Doc]:
-    """The update that lets a waiting run in: from now on it is in flight, and its first step has been hinted."""
-    ends = {"$add": [now, {"$multiply": ["$backlog.wall_s", 1000]}]}
-    return [
-        {"$set": {
-            "in_flight": True,
-            "admitted_at": now,
-            "cost": "$backlog.cost",
-            "rev": {"$add": ["$rev", 1]},
-            "steps.s1.hints": 1,
-            "steps.s1.hinted_at": now,
-            "deadline_at": {"$min": ["$deadline_at", ends]},
-            "next_due": now + HINT_GRACE,
-        }},
-        {"$unset": "backlog"},
-    ]  # fmt: skip
 
 
 def limit_of(doc: Mapping[str, Any]) -> Limit:

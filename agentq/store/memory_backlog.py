@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from agentq.engine.admission import CLASSES, Waiting
+from agentq.engine.admission import Waiting
 from agentq.protocol import TERMINAL, Pool, Priority
 from agentq.run import HINT_GRACE, START_STEP
 from agentq.store import documents
-from agentq.store.backlog import ACTIVE, Ended, Flying, Limit, routes_of
+from agentq.store.backlog import Ended, Flying, Limit, routes_of
+from agentq.store.backlog_queries import ACTIVE
 from agentq.store.memory import MemoryStore
 from schemas.run import RunDoc
 
@@ -41,26 +42,25 @@ class MemoryBacklog:
         found = [run for run in self._store.runs.values() if "backlog" in run and "class" in run["backlog"]]
         return sorted(found, key=lambda run: (run["backlog"]["rank"], run["_id"]))
 
-    async def waits(self, classes: Collection[Priority]) -> bool:
-        return any(run["backlog"].get("class") in classes for run in self._line())
+    async def waits(self, classes: Collection[Priority]) -> set[Priority]:
+        return {
+            priority for priority in classes if any(run["backlog"].get("class") == priority for run in self._line())
+        }
 
-    async def waiting(self) -> dict[Priority, dict[Pool, list[str]]]:
-        found: dict[Priority, dict[Pool, list[str]]] = {}
-        for priority in CLASSES:
-            for run in self._line():
-                if run["backlog"].get("class") == priority:
-                    flows = found.setdefault(priority, {}).setdefault(run["pool"], [])
-                    if run["flow"] not in flows:
-                        flows.append(run["flow"])
+    async def waiting(self, priority: Priority) -> dict[Pool, dict[str, str]]:
+        found: dict[Pool, dict[str, str]] = {}
+        for run in self._line():
+            if run["backlog"].get("class") == priority:
+                found.setdefault(run["pool"], {}).setdefault(run["flow"], run["_id"])
         return found
 
-    async def heads(self, priority: Priority, pool: Pool, flow: str, limit: int) -> list[Waiting]:
-        return [
-            Waiting(run["_id"], run["backlog"]["rank"], max(1, run["backlog"]["cost"]))
-            for run in self._line()
-            if (run["backlog"].get("class"), run["pool"], run["flow"]) == (priority, pool, flow)
-            and run["status"] == "queued" and run["cancel"] is None
-        ][:limit]  # fmt: skip
+    async def heads(self, priority: Priority, pool: Pool, flows: Sequence[str], limit: int) -> dict[str, list[Waiting]]:
+        found: dict[str, list[Waiting]] = defaultdict(list)
+        for run in self._line():
+            line = run["backlog"].get("class"), run["pool"]
+            if line == (priority, pool) and run["flow"] in flows and run["status"] == "queued" and not run["cancel"]:
+                found[run["flow"]].append(Waiting(run["_id"], run["backlog"]["rank"], max(1, run["backlog"]["cost"])))
+        return {flow: runs[:limit] for flow, runs in found.items()}
 
     async def admit(self, run_ids: Sequence[str]) -> set[str]:
         for run_id in run_ids:
@@ -84,13 +84,16 @@ class MemoryBacklog:
         }
 
     async def flight(self) -> list[Flying]:
-        counts: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0, 0])
+        counts: dict[tuple[Pool, Priority, bool], dict[str, tuple[int, int]]] = defaultdict(dict)
         for run in self._store.runs.values():
             if run.get("in_flight") and "flow" in run and run["status"] in ACTIVE:
-                count = counts[run["pool"], run["priority"], run["flow"], run["status"] != "queued"]
-                count[0] += 1
-                count[1] += run["cost"]
-        return [Flying(*key, *count) for key, count in counts.items()]
+                flows = counts[run["pool"], run["priority"], run["status"] != "queued"]  # type: ignore[index]
+                runs, cost = flows.get(run["flow"], (0, 0))
+                flows[run["flow"]] = runs + 1, cost + run["cost"]
+        return [
+            Flying(pool, priority, taken, sum(runs for runs, _ in flows.values()), flows)
+            for (pool, priority, taken), flows in counts.items()
+        ]
 
     async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
         return {

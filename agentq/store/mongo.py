@@ -46,7 +46,8 @@ from agentq.protocol import TERMINAL, Hint, Pool
 from agentq.run import RUN_FORMAT
 from agentq.store import documents
 from agentq.store.api import Dead, Held, Letters, Queue, Verdict
-from agentq.store.backlog import BACKLOG_INDEXES, MongoBacklog
+from agentq.store.backlog import MongoBacklog
+from agentq.store.backlog_queries import BACKLOG_INDEXES
 from agentq.store.batches import Batches
 from agentq.store.deliveries import Deliveries
 from agentq.store.documents import WITHOUT_JOURNAL

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentq.engine.admission import CLASSES, SHARES, Books, Line, Quota, Waiting, correct, decide, tenant_of
+from agentq.engine.admission import CLASSES, SHARES, Books, Decision, Line, Quota, Waiting, correct, decide, tenant_of
 from agentq.engine.window import AIM_S, LEAST, Sight, Window, adapt
 from agentq.protocol import Priority
 
@@ -39,14 +39,17 @@ class Backlog:
             found.setdefault(priority, {})[flow] = Line(heads, more=True)
         return found
 
+    def book(self, decision: Decision) -> None:
+        for priority, flow, run in decision.admitted:
+            self.taken[priority, flow] += 1
+            self.spent[priority, flow] += run.cost
+
     def admit(self, books: Books, count: int, **options: Any) -> Books:
         while count > 0:
             options.setdefault("window", WIDE)
             options.setdefault("flight", {})
             decision = decide(books, self.lines(), limit=count, **options)
-            for priority, flow, run in decision.admitted:
-                self.taken[priority, flow] += 1
-                self.spent[priority, flow] += run.cost
+            self.book(decision)
             if not decision.admitted:
                 assert decision.wanted, "there is room and work, and nothing was admitted"
                 self.shown += 5
@@ -74,6 +77,24 @@ def test_over_ten_thousand_decisions_each_tenant_gets_its_weight_in_cost_within_
     for tenant, weight in weights.items():
         fair = total * weight / heavy
         assert abs(backlog.spent["batch", tenant] - fair) <= 0.05 * fair + dearest * max(1.0, weight)
+
+
+def test_the_shares_hold_in_small_rooms_too_and_no_room_is_left_unused() -> None:
+    """Ten thousand decisions of 1 to 16 runs each, whatever each run costs."""
+    rng = random.Random(7)
+    weights = {f"t{index}": rng.choice((0.5, 1.0, 2.0, 3.0, 7.0)) for index in range(8)}
+    costs = [rng.randrange(1, 5_000) for _ in range(997)]
+    backlog = Backlog({("batch", tenant): (lambda number: costs[number % 997]) for tenant in weights}, shown=16)
+    books = Books()
+    for _ in range(10_000):
+        room = rng.randint(1, 16)
+        decision = decide(books, backlog.lines(), window=room, flight={}, weights=weights)
+        assert len(decision.admitted) == room
+        backlog.book(decision)
+        books = decision.books
+    total, heavy = sum(backlog.spent.values()), sum(weights.values())
+    for tenant, weight in weights.items():
+        assert backlog.spent["batch", tenant] == pytest.approx(total * weight / heavy, rel=0.05)
 
 
 def test_weights_of_three_to_one_share_three_to_one_whatever_the_backlogs() -> None:
@@ -246,9 +267,11 @@ def _tenant_is_stopped(lines: dict[Priority, dict[str, Line]], flow: str, quotas
         st.sampled_from("abcd"), st.tuples(st.integers(500, 5_000), st.sampled_from([0.5, 1.0, 4.0])), min_size=2
     ),
     st.sampled_from(CLASSES),
+    st.integers(1, 20),
 )
-def test_nobody_starves(tenants: dict[str, tuple[int, float]], urgent: Priority) -> None:
-    """Whatever the others' weights, costs and classes: every tenant's next run goes after a bounded cost of others."""
+def test_nobody_starves(tenants: dict[str, tuple[int, float]], urgent: Priority, room: int) -> None:
+    """Whatever the others' weights, costs and classes, and however little room there is at a time: every tenant's next
+    run goes after a bounded cost of others."""
     costs = {("batch", tenant): (lambda _, cost=cost: cost) for tenant, (cost, _) in tenants.items()}
     backlog = Backlog({**costs, (urgent, "rich"): lambda _: 2_000}, shown=30)
     weights = {"rich": 4.0, **{tenant: weight for tenant, (_, weight) in tenants.items()}}
@@ -257,8 +280,8 @@ def test_nobody_starves(tenants: dict[str, tuple[int, float]], urgent: Priority)
         turn = sum(weights.values()) * cost / weight + 5_000 * (len(tenants) + 1)  # within its class
         before, spent = backlog.taken["batch", tenant], backlog.spent.total()
         while backlog.taken["batch", tenant] == before:
-            books = backlog.admit(books, 20, weights=weights)
-            assert backlog.spent.total() - spent <= 2 * turn / SHARES["batch"] + 20 * 5_000
+            books = backlog.admit(books, room, weights=weights)
+            assert backlog.spent.total() - spent <= 2 * turn / SHARES["batch"] + room * 5_000
 
 
 def test_a_cap_on_money_lets_one_run_through_that_costs_more_and_no_other_beside_it() -> None:
@@ -300,6 +323,88 @@ def test_an_unknown_head_stops_the_decision_and_names_what_must_be_fetched() -> 
     found = decide(Books(), lines, window=WIDE, flight={})
     assert found.wanted == {("batch", "a")}
     assert Counter(one.flow for one in found.admitted)["b"] <= 3
+
+
+def test_what_the_books_remember_of_an_order_changes_no_decision() -> None:
+    """It spares the next decision work. Runs come and are withdrawn, quotas and windows change, costs are corrected."""
+    for seed in range(30):
+        rng = random.Random(seed)
+        hall = Hall(rng)
+        kept, anew = Books(), Books()
+        for _ in range(40):
+            hall.change()
+            lines, options = hall.lines(), hall.options()
+            decision, again = decide(kept, lines, **options), decide(without_order(anew), lines, **options)
+            assert decision == again
+            assert decision == decide(kept, lines, **options), "the books it was given are as they were"
+            kept, anew = decision.books, again.books
+            hall.leave(decision)
+            for priority, flow, _ in rng.sample(decision.admitted, len(decision.admitted) // 3):
+                difference = rng.randint(-3_000, 3_000)
+                kept = correct(kept, priority, tenant_of(flow), 1.0, difference)
+                anew = correct(anew, priority, tenant_of(flow), 1.0, difference)
+
+
+def without_order(books: Books) -> Books:
+    return replace(books, ledgers={name: replace(ledger, order=None) for name, ledger in books.ledgers.items()})
+
+
+class Hall:
+    """Lines of a few tenants and their keys, of which nothing stays as it is."""
+
+    FLOWS = ("a", "a|1", "a|2", "b", "b|1", "c", "d", "e")
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.born = 0
+        self.runs: dict[tuple[Priority, str], list[Waiting]] = {}
+
+    def change(self) -> None:
+        for _ in range(self.rng.randrange(12)):
+            self.born += 1
+            line = self.runs.setdefault((self.rng.choice(CLASSES), self.rng.choice(self.FLOWS)), [])
+            line.append(Waiting(f"r{self.born:05d}", self.rng.randrange(10), self.rng.choice((1, 500, 3_000))))
+            line.sort(key=lambda run: (run.rank, run.run_id))
+        if self.rng.random() < 0.1:
+            self.runs = {name: runs for name, runs in self.runs.items() if self.rng.random() < 0.6}
+
+    def lines(self) -> dict[Priority, dict[str, Line]]:
+        shown = self.rng.choice((0, 1, 3, 100))
+        found: dict[Priority, dict[str, Line]] = {}
+        for (priority, flow), runs in self.runs.items():
+            found.setdefault(priority, {})[flow] = Line(runs[:shown], len(runs) > shown)
+        return found
+
+    def options(self) -> dict[str, Any]:
+        rng = self.rng
+        return {
+            "window": rng.choice((0, 1, 4, 16, 64)),
+            "flight": {priority: rng.randrange(6) for priority in CLASSES},
+            "limit": rng.choice((1, 3, 500)),
+            "weights": {"a": 2.0, "c": 0.5},
+            "quotas": {
+                flow: Quota(rng.choice((None, 0, 5)), rng.choice((None, 0, 100, 5_000)), idle=rng.random() < 0.3)
+                for flow in self.FLOWS
+                if rng.random() < 0.3
+            },
+        }
+
+    def leave(self, decision: Decision) -> None:
+        for priority, flow, run in decision.admitted:
+            self.runs[priority, flow].remove(run)
+            if not self.runs[priority, flow]:
+                del self.runs[priority, flow]
+
+
+def test_a_tenant_that_its_quota_stops_takes_no_place_in_the_order() -> None:
+    """It neither earns credit nor pulls a newcomer down to where it stood."""
+    lines: dict[Priority, dict[str, Line]] = {"batch": {"a": line("a", [1_000] * 50), "b": line("b", [1_000] * 50)}}
+    books = decide(Books(), lines, window=WIDE, flight={}, limit=20).books
+    stopped = {"a": Quota(runs=0)}
+    books = decide(books, lines, window=WIDE, flight={}, limit=40, quotas=stopped).books
+    found = decide(books, {"batch": {**lines["batch"], "new": line("new", [1_000] * 50)}}, window=WIDE, flight={},
+                   limit=30)  # fmt: skip
+    assert Counter(one.flow for one in found.admitted) == {"a": 10, "b": 10, "new": 10}
 
 
 # -- the window -----------------------------------------------------------------------------------------------------

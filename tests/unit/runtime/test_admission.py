@@ -268,3 +268,88 @@ async def test_while_nothing_waits_a_whole_workers_room_and_what_ends_meanwhile_
     told = await desk.backlog.remembered("gate")
     assert told is not None
     assert told["room"] == 256 + 40
+
+
+async def test_a_more_urgent_run_is_seen_though_the_line_is_known_already() -> None:
+    desk = Desk(window=2)
+    for index in range(9):
+        desk.backlog.born(f"r{index}")
+    assert await desk.tick() == 2
+    desk.backlog.born("urgent", urgency=9)
+    await _end(desk.backlog, "r0")
+    assert await desk.tick() == 1
+    assert desk.backlog.in_flight("urgent")
+
+
+async def test_lines_are_read_together_and_what_is_known_of_them_is_used_up_first() -> None:
+    """Ten tenants: one question for all of their lines, none for the runs that it brought, one write a tick."""
+    desk = Desk(window=10)
+    for index in range(150):
+        desk.backlog.born(f"r{index:03d}", tenant=f"t{index % 10}")
+    admitted, ticks = 0, 0
+    while admitted < 150:
+        admitted, ticks = admitted + await desk.tick(), ticks + 1
+        for run_id in [run["_id"] for run in desk.backlog.store.runs.values() if run.get("in_flight")]:
+            await _end(desk.backlog, run_id)
+    assert desk.backlog.asked.count("admit") == ticks
+    assert desk.backlog.asked.count("heads") == 1
+
+
+async def test_while_there_is_no_place_it_is_only_asked_what_is_in_flight_and_whether_a_class_waits() -> None:
+    desk = Desk(window=2)
+    for index in range(9):
+        desk.backlog.born(f"r{index}", priority="batch")
+    await desk.tick()
+    desk.admission._windows["router"] = Window(2, 2)
+    for run in desk.backlog.store.runs.values():
+        run["status"] = "running" if run.get("in_flight") else run["status"]
+    await desk.tick()
+    desk.backlog.asked.clear()
+    await desk.tick()
+    assert set(desk.backlog.asked) == {"waits", "flight"}
+
+
+async def test_the_more_flows_wait_the_less_often_it_is_looked_who_they_are() -> None:
+    """A look reads each of them; one who comes meanwhile to a class in which nothing waited is seen all the same."""
+    desk = Desk(window=1_000)
+    for index in range(400):
+        desk.backlog.born(f"b{index:03d}", tenant=f"t{index}", priority="batch")
+        desk.backlog.born(f"c{index:03d}", tenant=f"t{index}", priority="batch")
+    desk.backlog.known_limits = {f"t{index}": Limit(in_flight=1) for index in range(400)}
+    assert await desk.tick() == 400
+    desk.backlog.asked.clear()
+    for _ in range(10):
+        await desk.tick()
+    assert 3 <= desk.backlog.asked.count("waiting") <= 6
+    desk.backlog.born("s1", tenant="new", priority="standard")
+    assert await desk.tick() == 1
+
+
+async def test_a_run_that_may_not_go_any_more_costs_its_tenant_nothing() -> None:
+    """Its line was known; it was paused after that."""
+    desk = Desk(window=1)
+    for index in range(3):
+        desk.backlog.born(f"r{index}")
+    await desk.tick()
+    served = desk.admission._books["router"].ledgers["standard"].tenants["default"]
+    desk.backlog.store.runs["r1"]["status"] = "paused"
+    await _end(desk.backlog, "r0")
+    assert await desk.tick() == 1
+    assert desk.backlog.in_flight("r2")
+    assert desk.admission._books["router"].ledgers["standard"].tenants["default"] == 2 * served
+
+
+async def test_a_line_whose_first_run_may_not_go_is_not_read_at_each_look() -> None:
+    """Ten thousand that are being cancelled stand before the others for a while; each reading passes over them all."""
+    desk = Desk(window=1)
+    for index in range(30):
+        desk.backlog.born(f"r{index:02d}")
+    desk.backlog.store.runs["r00"]["status"] = "paused"
+    for _ in range(10):
+        await desk.tick()
+        for run_id in [run["_id"] for run in desk.backlog.store.runs.values() if run.get("in_flight")]:
+            await _end(desk.backlog, run_id)
+    assert desk.backlog.asked.count("heads") <= 2
+    desk.backlog.store.runs["r00"]["status"] = "queued"
+    await desk.tick(1.1)
+    assert desk.backlog.in_flight("r00"), "its turn has not been forgotten"
