@@ -75,6 +75,15 @@ def joined(bundle: Bundle, run: RunDoc, outcome: Replied | Failed, job: str, max
     return joining.settle(came, advance(bundle, came.run, step_id, outcome, max_attempts), told)
 
 
+def released(run: RunDoc, at_ms: int, code: str, *, paid: bool = False) -> Decision:
+    """The provider's job has no answer for the run: its call is made live, unless somebody asked for the run's end."""
+    live = joining.release(run, at_ms, code, paid=paid)
+    if run["cancel"] is None:
+        return live
+    ended = cancel(run, at_ms)
+    return replace(ended, events=[*live.events, *ended.events], waste=live.waste)
+
+
 def _account(usage: Usage, outcome: Replied | Observed) -> Usage:
     total: Usage = {**usage, "steps": usage.get("steps", 0) + 1}
     if isinstance(outcome, Observed):

@@ -131,13 +131,16 @@ class Back(NamedTuple):
 
 
 def back(run: RunDoc, at_ms: int) -> Back:
-    """The run with its clocks put right, no longer waiting."""
+    """The run with its clocks put right, no longer waiting. Standing still moves no deadline out of the window, which
+    is the line's own deadline where that comes first."""
     joins = run["joins"]
-    live_at = run["steps"][joins["step"]]["not_before"]
+    step = run["steps"][joins["step"]]
     waited_ms = max(at_ms - _ms(joins["since"]), 0)
     loose: dict[str, Any] = {name: value for name, value in run.items() if name != "joins"}
     loose["state"] = shifted(state_of(run), waited_ms)
-    loose["deadline_at"] = run["deadline_at"] - (live_at - _time(at_ms))
+    deadline = run["deadline_at"] - (step["not_before"] - step["hinted_at"])
+    moved = deadline + (_time(at_ms) - step["hinted_at"])
+    loose["deadline_at"] = min(moved, max(deadline, run["batch"]["complete_by"]))
     return Back(loose, waited_ms)  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 GROUP = 50  # calls taken in together: the admission shares the process and must not wait
 FULL_QUEUE_MS = 250  # how long hints may wait in a pool's queue before no more answers are taken in
-MANY_TRIES = 8  # failures in a row to hand a job in before its calls are made live
+MANY_TRIES = 8  # failures in a row to hand a job in; if the provider has it not, its calls are made live
 LOOK_S = (1.0, 60.0)  # how often a job is looked at: a tenth of its age, within these bounds
 LEASE_LOST = "lease_lost"
 LOST_AFTER = timedelta(days=3)  # a job that the provider cannot tell of for so long is given up
@@ -107,23 +107,30 @@ class Joiner:
     # -- one job ----------------------------------------------------------------------------------------------------
 
     async def _see_to(self, job: JobDoc) -> None:
-        """Everything that is to be done about a job now; one that cannot be handled does not stop the others."""
+        """Everything that is to be done about a job now; one that cannot be handled does not stop the others. Raises
+        nothing: a look that ended early would leave other jobs being worked on, and the next would take them up too."""
         job_id = job["_id"]
         try:
             async with self._leased(job_id):
-                if job["status"] == "open":
-                    await self._send(job)
-                elif job["status"] == "sending":
-                    await self._find_or_send(job)
-                else:
-                    await self._look(job)
-        except ProviderError as error:
-            await self._put_off(job_id, error)
+                await self._go_on(job)
         except AgentqError as error:
             log.warning("job %s is left as it is: %s", job_id, error.code)
         except Exception as error:  # noqa: BLE001 - reported by class and place; its words may quote a person
             log.error("job %s is left as it is: %s", job_id, where_in_code(error))
-            await self._note(job_id, due=self._store.now() + timedelta(seconds=LOOK_S[1]))
+            with contextlib.suppress(AgentqError):
+                await self._note(job_id, due=self._store.now() + timedelta(seconds=LOOK_S[1]))
+
+    async def _go_on(self, job: JobDoc) -> None:
+        """The next thing about a job, by how far it is."""
+        try:
+            if job["status"] == "open":
+                await self._send(job)
+            elif job["status"] == "sending":
+                await self._find_or_send(job)
+            else:
+                await self._look(job)
+        except ProviderError as error:
+            await self._put_off(job["_id"], error)
 
     @contextlib.asynccontextmanager
     async def _leased(self, job_id: str) -> AsyncIterator[None]:
@@ -154,14 +161,23 @@ class Joiner:
                 return
             # From here on the provider may have it.
             await self._note(job["_id"], status="sending", calls=count, batches=sorted(batches))
+            if self._store.now() >= job["until"]:  # what is in the file may be made live at any moment
+                await self._give_up(job, "window_at_risk")
+                return
             self._crash("job_sending")
-            provider_id = await self._provider.send(model, cast("BinaryIO", file), job["_id"])
+            try:
+                provider_id = await self._provider.send(model, cast("BinaryIO", file), job["_id"])
+            except ProviderError as error:
+                if error.retryable:  # nobody knows whether it has the job
+                    raise
+                await self._give_up(job, error.code, ended_at=self._store.now())
+                return
         self._crash("job_sent")
         try:
             await self._sent(job["_id"], provider_id)
         except AgentqError as error:
-            if error.code == LEASE_LOST:  # we stood still so long that another has handed it in: ours is one too many
-                await self._provider.cancel(model, provider_id)
+            if error.code == LEASE_LOST:
+                await self._cancel_second(job["_id"], model, provider_id)
             raise
         log.info("job %s: %d calls handed in to %s", job["_id"], count, job["endpoint"])
 
@@ -169,6 +185,21 @@ class Joiner:
         now = self._store.now()
         due = now + timedelta(seconds=LOOK_S[0])
         await self._note(job_id, status="sent", provider_id=provider_id, sent_at=now, due=due, tries=0)
+
+    async def _cancel_second(self, job_id: str, model: ModelSpec, provider_id: str) -> None:
+        """We stood still over handing a job in, and another works on it now. Ours is one too many if that one has
+        handed it in as well or given it up; but it may have found ours, or find it still."""
+        job = await self._jobs.load(job_id)
+        known = job.get("provider_id") if job is not None else None
+        if job is not None and known != provider_id and (known is not None or not job["live"]):
+            await self._provider.cancel(model, provider_id)
+
+    async def _give_up(self, job: JobDoc, code: str, **fields: Any) -> None:
+        """Its calls are made live. ``ended_at`` where the provider would not have it: it is left alone for a while."""
+        log.warning("job %s is given up: %s", job["_id"], code)
+        await self._note(job["_id"], error=code)  # if it is still ours
+        await self._release_members(job, code)
+        await self._note(job["_id"], status="given_up", live=False, error=code, **fields)
 
     async def _write(self, job: JobDoc, file: BinaryIO) -> tuple[ModelSpec | None, set[str], int]:
         """The calls of a job into a file; what it has no room for waits for another job."""
@@ -193,7 +224,12 @@ class Joiner:
         """Nobody knows whether the provider has the job: look for it by its name first."""
         model, _ = await self._model(job)
         found = await self._provider.find(model, job["_id"], job["created_at"])
-        await (self._send(job) if found is None else self._sent(job["_id"], found))
+        if found is not None:
+            await self._sent(job["_id"], found)
+        elif job["tries"] >= MANY_TRIES:
+            await self._give_up(job, "many_tries", ended_at=self._store.now())
+        else:
+            await self._send(job)
 
     async def _look(self, job: JobDoc) -> None:
         model, wanted = await self._model(job)
@@ -211,17 +247,15 @@ class Joiner:
         await self._note(job["_id"], due=now + timedelta(seconds=pause_s), tries=0)
 
     async def _put_off(self, job_id: str, error: ProviderError) -> None:
-        """The provider would not, or cannot be reached: try again later; a job that it has not got is given up."""
+        """The provider would not, or cannot be reached: try again later. A job that it may or may not have is given up
+        unseen when its window is at risk."""
         job = await self._jobs.load(job_id)
         if job is None:
             return
         now, tries = self._store.now(), job["tries"] + 1
-        unsent = job["status"] in ("open", "sending")
-        hopeless = not error.retryable or tries >= MANY_TRIES or now >= job["until"]
         log.warning("job %s: %s", job_id, error)
-        if (unsent and hopeless) or now - job["created_at"] > LOST_AFTER:
-            await self._release_members(job, error.code)
-            await self._note(job_id, status="given_up", live=False, ended_at=now, error=error.code)
+        if (job["status"] == "sending" and now >= job["until"]) or now - job["created_at"] > LOST_AFTER:
+            await self._give_up(job, error.code, ended_at=now)
             return
         pause_s = error.retry_after_s or min(LOOK_S[0] * 2.0**tries, LOOK_S[1])
         await self._note(job_id, due=now + timedelta(seconds=pause_s), tries=tries)
@@ -268,7 +302,7 @@ class Joiner:
                 return await self._late(job, run, place, line)
             cost = 0
             if line.status == 0:
-                decision = joining.release(run, at_ms, "not_answered")
+                decision = advance.released(run, at_ms, "not_answered")
             else:
                 outcome = _outcome(call, line, at_ms)
                 cost = outcome.reply.cost_nano_usd if isinstance(outcome, Replied) else 0
@@ -352,7 +386,7 @@ class Joiner:
         at_ms = int(self._store.now().timestamp() * 1000)
         waiting = [run for run in runs if "joins" in run and run["status"] not in TERMINAL]
         for planned in await asyncio.gather(
-            *(self._commit(run, joining.release(run, at_ms, code, paid=paid)) for run in waiting)
+            *(self._commit(run, advance.released(run, at_ms, code, paid=paid)) for run in waiting)
         ):
             hints += commit.hints(planned) if planned is not None else []
         if hints:

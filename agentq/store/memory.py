@@ -184,7 +184,7 @@ class MemoryStore:
     async def book_waste(self, run_id: str, token: str, waste: dict[str, int]) -> None:
         run = self.runs.get(run_id)
         if run is not None and token not in run.get("late", []):
-            run.setdefault("late", []).append(token)
+            run["late"] = [*run.get("late", []), token]
             counted = cast("dict[str, int]", run["waste"])
             for name, amount in waste.items():
                 counted[name] = counted.get(name, 0) + amount

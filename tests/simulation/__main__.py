@@ -16,7 +16,7 @@ def main() -> int:
     """0 where every invariant held (and every mutant was caught), 1 otherwise."""
     options = _options()
     if options.mutants:
-        from tests.simulation.mutants import hunt_all
+        from tests.simulation.hunting import hunt_all
 
         return hunt_all(options.count)
     if options.seed is not None:

@@ -17,9 +17,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "tool": ("tool_unknown_undone", "tool_unknown_done", "tool_bug", "tool_slow", "kill_before", "kill_after", "freeze",
              "suspend"),
     "publish": ("hint_lost", "hint_twice", "hint_late", "hint_astray", "kill_before", "kill_after"),
+    "job": ("job_busy", "job_refused", "job_unheard", "job_slow", "kill_before", "kill_after", "freeze", "suspend"),
     "point": ("kill_at_point",),
-    "world": ("wipe", "outage", "cancel", "skew", "drain"),
+    "world": ("wipe", "outage", "cancel", "skew", "drain", "endpoint_down"),
 }  # fmt: skip
+OFTENER = {"job": 4.0}  # calls of which a schedule has few
 ALL_KINDS = sorted({kind for kinds in KINDS.values() for kind in kinds})
 
 
@@ -45,6 +47,7 @@ class Faults:
     tables: dict[str, list[tuple[float, str]]]
     fired: list[str] = field(default_factory=list)  # kinds by index, muted ones too
     on: bool = True
+    spared: str = "-"  # processes whose names begin with this meet no faults
 
     @classmethod
     def of(cls, rng: random.Random, mute: Mute) -> Faults:
@@ -56,14 +59,14 @@ class Faults:
             chosen = [(kind, rng.random()) for kind in kinds if rng.random() < share]
             total, table = 0.0, []
             for kind, weight in chosen:
-                total += rate * weight
+                total += rate * weight * OFTENER.get(call, 1.0)
                 table.append((total, kind))
             tables[call] = table
         return cls(rng, mute, left, tables)
 
-    def strike(self, call: str) -> str | None:
-        """The fault that strikes now, if any."""
-        if not self.on:
+    def strike(self, call: str, process: str = "") -> str | None:
+        """The fault that strikes a call of this process now, if any."""
+        if not self.on or process.startswith(self.spared):
             return None
         drawn = self.rng.random()
         for bound, kind in self.tables[call]:

@@ -22,6 +22,7 @@ from agentq.event import Event
 from agentq.protocol import TERMINAL, Hint
 from schemas.catalog import Bundle
 from schemas.run import RUN, RunDoc
+from tests.simulation.job_books import JobBooks
 from tests.simulation.loop import Clock, Process
 
 StepKey = tuple[str, str]
@@ -34,7 +35,7 @@ class Call:
 
     run_id: str
     cost: int
-    process: Process
+    process: Process | None  # None: it was made in a provider's job
     delivered: bool = False
     booked: str | None = None
 
@@ -60,6 +61,13 @@ class Books:
     ended: dict[str, datetime] = field(default_factory=dict)
     ahead: timedelta = timedelta(0)  # how far any wall clock was ahead: what it wrote is due so much later
     skewed: bool = False  # a wall clock was wrong: deadlines and limits of time may have been, too
+    unanswered: set[str] = field(default_factory=set)  # runs that ended while they waited for a person
+    cut: dict[str, int] = field(default_factory=dict)  # what calls that were cut short are taken to have cost, by run
+    calm_at: datetime | None = None  # from then on nothing fails, and nothing that was delayed comes later
+    jobs: JobBooks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.jobs = JobBooks(self)
 
     def wrong(self, sentence: str) -> None:
         if sentence in self.problems:
@@ -97,8 +105,12 @@ class Books:
         for step_id, grant in commit.grants.items():
             self._leased(grant.worker, run_id, step_id)
         self._usage(before, after)
+        if "batch" in after:
+            self.jobs.committed(before, after, commit, now)
         if after["status"] in TERMINAL:
             self.ended[run_id] = now
+            if any("held" in step for step in before["steps"].values()):
+                self.unanswered.add(run_id)
 
     def _steps(self, before: RunDoc, after: RunDoc, commit: Commit) -> None:
         run_id = commit.run_id
@@ -140,6 +152,10 @@ class Books:
                 f"{worker} lost the lease of {what}, taken at {since:%H:%M:%S}, though nothing had happened to it"
             )
 
+    def answered(self, run_id: str, cost: int, process: Process | None, *, delivered: bool = True) -> None:
+        """A model call is paid for; ``delivered``: and its answer can be read."""
+        self.calls[cost] = Call(run_id, cost, process, delivered)
+
     def _usage(self, before: RunDoc, after: RunDoc) -> None:
         spent = after["usage"].get("cost_nano_usd", 0) - before["usage"].get("cost_nano_usd", 0)
         calls = after["usage"].get("llm_calls", 0) - before["usage"].get("llm_calls", 0)
@@ -157,11 +173,15 @@ class Books:
         else:
             call.booked = where
 
-    def wasted(self, run: RunDoc, waste: dict[str, int]) -> None:
-        run_id = run["_id"]
+    def wasted(self, run: RunDoc, token: str, waste: dict[str, int]) -> None:
+        if waste.get("late_calls"):
+            self.jobs.late(run, token, waste["cost_nano_usd"])
+        run_id, cost = run["_id"], waste.get("cost_nano_usd", 0)
         if not waste.get("cut_calls"):
-            self._book(run_id, waste.get("cost_nano_usd", 0), "waste")
-        elif run["cancel"] is None and run["status"] not in TERMINAL:
+            self._book(run_id, cost, "waste")
+            return
+        self.cut[run_id] = self.cut.get(run_id, 0) + cost
+        if run["cancel"] is None and run["status"] not in TERMINAL:
             self.wrong(f"a model call of {run_id} was cut short, and nobody had stopped the run")
 
     def effect(self, process: Process, run_id: str, step_id: str) -> None:
@@ -218,10 +238,11 @@ class Books:
             self._history(run, runs)
             if not agrees(bundles, run):
                 self.wrong(f"the journal of {run['_id']} does not give its state")
-            if run["_id"] in patient and not self.skewed:
+            if run["_id"] in patient - self.unanswered and not self.skewed:
                 self._in_time(run)
         self._attempts()
         self._shown()
+        self.jobs.close()
 
     def _ended(self, run: RunDoc, copied: list[Event]) -> None:
         held = [step_id for step_id, step in run["steps"].items() if "held" in step]
@@ -266,7 +287,10 @@ class Books:
             self.wrong(f"{run['_id']} counts {counted} used, the committed calls were {len(used)} for {sum(used)}")
         if run["budget_nano_usd"] is not None and sum(used[:-1]) >= run["budget_nano_usd"]:
             self.wrong(f"{run['_id']} went on after its budget of {run['budget_nano_usd']} was used up: {used}")
-        counted = (waste.get("llm_calls", 0), waste.get("cost_nano_usd", 0))
+        counted = (
+            waste.get("llm_calls", 0) + waste.get("late_calls", 0),
+            waste.get("cost_nano_usd", 0) - self.cut.get(run["_id"], 0),
+        )
         if counted != (len(wasted), sum(wasted)):
             self.wrong(f"{run['_id']} counts {counted} wasted, the calls were {len(wasted)} for {sum(wasted)}")
         if waste.get("lost_calls", 0) != self.lost.get(run["_id"], 0):
@@ -297,5 +321,6 @@ class Books:
     def _shown(self) -> None:
         """A worker that lives to see an answer books it."""
         for call in self.calls.values():
-            if call.delivered and call.booked is None and call.process.alive:
-                self.wrong(f"{call.process.name} spent {call.cost} for {call.run_id} and it shows nowhere")
+            process = call.process  # None: see JobBooks
+            if call.delivered and call.booked is None and process is not None and process.alive:
+                self.wrong(f"{process.name} spent {call.cost} for {call.run_id} and it shows nowhere")

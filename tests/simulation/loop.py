@@ -145,3 +145,15 @@ class Process:
 def _fire(timer: Timer, callback: Callable[..., Any], args: tuple[Any, ...]) -> None:
     if not timer.cancelled:
         callback(*args)
+
+
+def answer(future: asyncio.Future[Any], result: Any) -> None:
+    """The outside answers, if anybody still waits for it."""
+    if not future.done():
+        future.set_result(result)
+
+
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """The outside fails, if anybody still waits for it."""
+    if not future.done():
+        future.set_exception(error)

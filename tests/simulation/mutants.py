@@ -5,7 +5,6 @@ A mutant that survives means that an invariant or a fault is missing, so this is
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -28,9 +27,7 @@ from agentq.tools import ToolContext
 from schemas.catalog import Bundle
 from schemas.chat import Message
 from schemas.run import RunDoc
-from tests.simulation.schedule import Result, play_many
 
-LIMIT = 20_000  # seeds within which each is caught
 Patch = AbstractContextManager[Any]
 
 _claim, _commit, _applies = MemoryStore.claim, MemoryStore.commit, MemoryStore._applies
@@ -297,25 +294,3 @@ MUTANTS: tuple[Callable[[], Patch], ...] = (
     an_attempt_is_not_journaled,
     a_journal_entry_is_lost,
 )
-
-
-def hunt(mutant: Callable[[], Patch], limit: int = LIMIT) -> Result | None:
-    """The first schedule that catches a mutant; None if none of ``limit`` does."""
-    with mutant():
-        _, failed = play_many(range(limit), stop_at_first=True)
-    return failed[0] if failed else None
-
-
-def hunt_all(limit: int) -> int:
-    """Say for every mutant what catches it. 0 if all are caught."""
-    survived = 0
-    for mutant in MUTANTS:
-        began = time.monotonic()
-        caught = hunt(mutant, limit)
-        spent = time.monotonic() - began
-        if caught is None:
-            survived += 1
-            print(f"SURVIVED {mutant.__name__} ({limit} seeds, {spent:.1f} s)")
-        else:
-            print(f"caught by seed {caught.seed:5} in {spent:5.1f} s  {mutant.__name__}: {caught.problems[0][:90]}")
-    return 1 if survived else 0

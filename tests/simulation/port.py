@@ -27,7 +27,8 @@ from schemas.chat import Message
 from schemas.llm import LlmCall, LlmReply
 from schemas.run import RunDoc
 from tests.simulation.invariants import Books
-from tests.simulation.loop import Killed, Process
+from tests.simulation.job_port import JobsServer
+from tests.simulation.loop import Killed, Process, answer, fail
 from tests.simulation.workload import TOOLS
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Server(MemoryStore):
     """The database itself. The in-memory store, with the books told of what it did."""
 
     books: Books
+    jobs: JobsServer
 
     async def claim(self, hint: Hint, grant: Grant) -> RunDoc | None:
         run = await super().claim(hint, grant)
@@ -60,7 +62,7 @@ class Server(MemoryStore):
         known = token in self.runs[run_id].get("late", [])
         await super().book_waste(run_id, token, waste)
         if not known:
-            self.books.wasted(self.runs[run_id], waste)
+            self.books.wasted(self.runs[run_id], token, waste)
 
     async def due_by(self, limit: int, skew_ms: int) -> list[RunDoc]:
         """``due`` by the asking process's clock, as MongoDB's store asks."""
@@ -76,7 +78,7 @@ class Server(MemoryStore):
         return [run async for run in self.live()]
 
 
-def _now_or_never(work: Coroutine[Any, Any, Any]) -> tuple[Any, AgentqError | None]:
+def now_or_never(work: Coroutine[Any, Any, Any]) -> tuple[Any, AgentqError | None]:
     """The result of a method that never waits, or its error."""
     try:
         work.send(None)
@@ -181,7 +183,7 @@ class Port:
         """Send a call to the database; the seed decides when it is applied, when its answer comes, and if."""
         world, process = self.world, self.process
         future = process.create_future()
-        fault = world.faults.strike("store")
+        fault = world.faults.strike("store", process.name)
         if fault is None and world.clock.ms < world.outage_until and world.faults.on:
             fault = "refuse" if world.rng.random() < 0.8 else "lose_answer"
             process.disturbed_at = world.clock.ms
@@ -191,7 +193,7 @@ class Port:
         if fault == "kill_before":
             world.kill(process)
         elif fault == "refuse":
-            world.clock.after(world.slow(3_000), process, _fail, future, _unavailable())
+            world.clock.after(world.slow(3_000), process, fail, future, _unavailable())
         elif fault is None:
             self._usual(future, name, method, args)
         else:
@@ -213,17 +215,17 @@ class Port:
     ) -> None:
         """The call reaches the database."""
         world, process = self.world, self.process
-        result, error = _now_or_never(method(*args))
+        result, error = now_or_never(method(*args))
         if world.clock.trace is not None and name not in ("due", "set_due"):
             world.note(process, f"{name} {_brief(args)} -> {_brief((result,))}")
         if fault == "kill_after":
             world.kill(process)
         elif fault == "lose_answer":
-            world.clock.after(back, process, _fail, future, _unavailable())
+            world.clock.after(back, process, fail, future, _unavailable())
         elif error is not None:
-            world.clock.after(back, process, _fail, future, error)
+            world.clock.after(back, process, fail, future, error)
         else:
-            world.clock.after(back, process, _answer, future, result)
+            world.clock.after(back, process, answer, future, result)
 
     # -- the model --------------------------------------------------------------------------------------------------
 
@@ -232,7 +234,8 @@ class Port:
         world, process = self.world, self.process
         run_id, step_id = call.key.split(":")
         world.books.effect(process, run_id, step_id)
-        fault = world.faults.strike("llm")
+        world.books.jobs.live(run_id, step_id)
+        fault = world.faults.strike("llm", process.name)
         world.note(process, f"model {call.purpose} for {call.key} {fault or ''}")
         if fault is not None:
             world.disturb(process, fault)
@@ -248,7 +251,7 @@ class Port:
 
     def _wait(self, ms: int) -> asyncio.Future[Any]:
         future = self.process.create_future()
-        self.world.clock.after(ms, self.process, _answer, future, None)
+        self.world.clock.after(ms, self.process, answer, future, None)
         return future
 
     def _die(self) -> asyncio.Future[Any]:
@@ -264,7 +267,7 @@ class Port:
         world, process = self.world, self.process
         run_id, step_id = context.run_id, context.step_id
         world.books.effect(process, run_id, step_id)
-        fault = world.faults.strike("tool")
+        fault = world.faults.strike("tool", process.name)
         world.note(process, f"tool {name} for {run_id}:{step_id} {fault or ''}")
         if fault is not None:
             world.disturb(process, fault)
@@ -296,7 +299,7 @@ class Port:
         world, process = self.world, self.process
         for _, hint in hints:
             world.books.published(hint)
-        fault = world.faults.strike("publish")
+        fault = world.faults.strike("publish", process.name)
         if fault is not None:
             world.note(process, f"{fault} {hints}")
         if fault == "kill_before":
@@ -316,7 +319,8 @@ class Port:
         return was
 
     def crash_point(self, point: str) -> None:
-        if self.world.faults.strike("point") is not None:
+        tries = 3 if point.startswith("job_") else 1  # these are passed more rarely
+        if any(self.world.faults.strike("point", self.process.name) for _ in range(tries)):
             self.world.note(self.process, f"killed at {point}")
             self.world.points.add(point)
             self.world.kill(self.process)
@@ -352,16 +356,6 @@ def _unavailable() -> Unavailable:
     return Unavailable("The database does not answer.")
 
 
-def _answer(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
 def _brief(values: tuple[Any, ...]) -> str:
     """Arguments and results for the trace."""
     told = []
@@ -374,6 +368,8 @@ def _brief(values: tuple[Any, ...]) -> str:
             )
         elif isinstance(value, dict) and "rev" in value:
             told.append(f"{value['_id']} rev {value['rev']} steps {list(value['steps'])}")
+        elif isinstance(value, dict) and "live" in value:
+            told.append(f"{value['_id']} {value['status']}")
         elif isinstance(value, (Hint, Grant, Held, Verdict, str, int)) or value is None:
             told.append(str(value))
         else:

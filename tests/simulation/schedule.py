@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from agentq.runtime import perform, runtime, scheduler
+from agentq.runtime import joiner, perform, runtime, scheduler
 from agentq.store import memory
 from tests.simulation.faults import ALL_KINDS, Mute
 from tests.simulation.loop import Killed
@@ -57,6 +59,9 @@ class _Log:
     def warning(self, *_: Any) -> None:
         """Expected under faults."""
 
+    def info(self, *_: Any) -> None:
+        """As it should be."""
+
     def error(self, line: str, *args: Any) -> None:
         error = sys.exc_info()[1]
         if "fault of the tool runner" not in str(error):
@@ -75,7 +80,10 @@ def stage(*, whole_copies: bool = False) -> Iterator[None]:
         mock.patch.object(runtime, "log", _log),
         mock.patch.object(scheduler, "log", _log),
         mock.patch.object(perform, "log", _log),
-        mock.patch.object(runtime, "MAX_EVENTS_IN_RUN", runtime.MAX_EVENTS_IN_RUN),  # each schedule sets its own
+        mock.patch.object(joiner, "log", _log),
+        mock.patch.object(joiner, "tempfile", SimpleNamespace(TemporaryFile=BytesIO)),
+        mock.patch.object(runtime, "MAX_EVENTS_IN_RUN", runtime.MAX_EVENTS_IN_RUN),  # each schedule sets its own,
+        mock.patch.multiple(joiner, GROUP=joiner.GROUP, MAX_JOB_BYTES=joiner.MAX_JOB_BYTES),  # and of these
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # killed before its first line
@@ -97,6 +105,7 @@ def play(seed: int, mute: Mute | None = None, *, batch: int | None = None, trace
     world = World(seed, mute, trace=trace)
     world.batch = batch or world.batch
     runtime.MAX_EVENTS_IN_RUN = world.events_kept
+    joiner.GROUP, joiner.MAX_JOB_BYTES = world.group, world.job_bytes
     try:
         world.live()
     except Killed:
@@ -125,6 +134,11 @@ def play_many(
                 if stop_at_first:
                     break
     return played, failed
+
+
+def with_jobs(seeds: Iterable[int]) -> Iterator[int]:
+    """Those of the seeds in whose schedules calls may wait for a provider's job."""
+    return (seed for seed in seeds if World(seed).provider is not None)
 
 
 def _slice(seeds: range) -> tuple[int, list[Result]]:

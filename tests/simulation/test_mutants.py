@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.mutants import MUTANTS, Patch, hunt
+from tests.simulation.hunting import ALL_MUTANTS, hunt
+from tests.simulation.mutants import Patch
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", ALL_MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_deliberate_bug_is_caught(mutant: Callable[[], Patch]) -> None:
     caught = hunt(mutant)
     assert caught is not None

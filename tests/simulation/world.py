@@ -10,15 +10,20 @@ from typing import Any
 
 from agentq.errors import AgentqError
 from agentq.protocol import POOLS, TERMINAL, Hint, Pool
+from agentq.runtime.joiner import Joiner
 from agentq.runtime.runtime import Limits, Runtime
 from agentq.runtime.scheduler import ROUNDS, Scheduler
+from agentq.store.memory_backlog import MemoryBacklog
 from schemas.llm import LlmCall, LlmReply
 from tests.simulation.broker import Broker
 from tests.simulation.faults import KINDS, Faults, Mute
-from tests.simulation.invariants import Books, Call
+from tests.simulation.invariants import Books
+from tests.simulation.job_books import joiner_of
+from tests.simulation.job_port import JobsPort, JobsServer
 from tests.simulation.loop import Clock, Process
-from tests.simulation.port import START, Keeper, Port, Server
-from tests.simulation.workload import Script, bundle, scripts
+from tests.simulation.port import START, Keeper, Port, Server, now_or_never
+from tests.simulation.provider import Provider, ProviderPort
+from tests.simulation.workload import Script, offer, scripts
 
 MAX_ATTEMPTS = 5
 CALM_LIMIT_MS = 3_600_000  # after the faults, everything must have ended by then
@@ -45,11 +50,16 @@ class World:
         self._moment = (-1, START)
         self.server = Server(self._server_time)
         self.server.books = self.books
+        self.server.jobs = JobsServer(self.server, self.books)
+        self.books.jobs.docs, self.books.jobs.runs = self.server.jobs.docs, self.server.runs
         self.faults = Faults.of(rng, mute or Mute())
         self.broker = Broker(self)
         self.outage_until = 0
         self.workers: list[Worker] = []
-        self.scripts: dict[str, Script] = {script.run_id: script for script in scripts(rng)}
+        self.offer = offer(rng)
+        self.scripts: dict[str, Script] = {script.run_id: script for script in scripts(rng, self.offer)}
+        self.joins = any(script.windowed for script in self.scripts.values())
+        self.provider = Provider(self) if self.joins else None
         self.batch: int | None = rng.choice((1, 1, 50, 50, None))
         self.events_kept = rng.choice((2, 5, 50))  # audit events in a run before they are copied out
         self._inline = rng.random() < 0.6
@@ -60,6 +70,11 @@ class World:
         self._pools = self._shares(rng.choice((1, 1, 2, 3, 4)))
         self._fault_ms = rng.choice((8_000, 30_000, 90_000, 200_000))
         self.points: set[str] = set()  # crash points at which a process died
+        self.group = 50 if self.provider is None else rng.choice((1, 2, 50))  # answers taken in together
+        self.job_bytes = 1_000_000 if self.provider is None else rng.choice((2_500, 1_000_000, 1_000_000))
+        if self.provider is not None:
+            self._fault_ms = max(self._fault_ms, 30_000)
+            self.faults.spared = rng.choice(("w", "-"))  # half of the time all strike schedulers and joiners
         self._cost = 0
         self._quiet_at = 0  # nothing that was delayed comes later
         self._names = 0
@@ -96,17 +111,21 @@ class World:
         """Play the schedule to its end, and check it."""
         rng, after = self.rng, self.clock.after
         for script in self.scripts.values():
-            made = bundle(script.graph, script.max_steps)
+            made = script.bundle
             self.server.bundles[made[1]["hash"]] = made[0]
             after(script.born_ms, None, self._submit, script)
         for pools in self._pools:
             self._start_worker(pools)
         for _ in range(self._schedulers):
             self._start_scheduler()
+        if self.provider is not None and rng.random() < 0.3:
+            after(rng.randrange(self._fault_ms), None, self._cancel, rng.choice(list(self.scripts)))
         for kind in self.faults.world_events():
             after(rng.randrange(self._fault_ms), None, self._strike, kind)
         after(max(self._fault_ms, *(script.born_ms + 1 for script in self.scripts.values())), None, self._calm)
         self.clock.run(self._fault_ms + CALM_LIMIT_MS)
+        if self.provider is not None:
+            self.provider.close()
         patient = {script.run_id for script in self.scripts.values() if script.deadline_s is None}
         self.books.close(self.server.runs, self.server.audit, patient, self.server.bundles)
 
@@ -114,6 +133,8 @@ class World:
         """A client stores a run and publishes its first hint."""
         doc = script.birth(self._server_time())
         self.server.insert(dict(doc))
+        if "backlog" in doc:
+            now_or_never(MemoryBacklog(self.server).admit([script.run_id]))
         self.books.born(self.server.runs[script.run_id])
         self.note(None, f"accepted {script}")
         hint = ("router" if script.graph != "act_first" else "tools", Hint(script.run_id, "s1", 1))
@@ -148,6 +169,38 @@ class World:
             batch=self._look_at_once, crash=port.crash_point,
         )  # fmt: skip
         self.clock.after(self.rng.randrange(5_000), process, process.start, self._schedule(port, scheduler))
+        if self.provider is not None:
+            self._start_joiner(process, port, self.provider)
+
+    def _start_joiner(self, process: Process, port: Any, provider: Provider) -> None:
+        jobs: Any = JobsPort(port)
+        way: Any = ProviderPort(self, provider, process)
+        joiner = Joiner(
+            port, jobs, way, port.publish, name=process.name, reply=port.reply, max_attempts=MAX_ATTEMPTS,
+            crash=port.crash_point,
+        )  # fmt: skip
+        joiner._name = joiner_of(process.name)  # random in production
+        self.clock.after(self.rng.randrange(5_000), process, process.start, self._join(process, joiner))
+
+    async def _join(self, process: Process, joiner: Joiner) -> None:
+        """``Joiner.run``, but the looks at which there is nothing to do are skipped where that is certain."""
+        while True:
+            try:
+                await joiner.tick()
+            except AgentqError as error:
+                self.note(process, f"joins later: {error}")
+            await asyncio.sleep(self._until_job_s(process) + self.rng.choice((1, 1, 5)))
+
+    def _until_job_s(self, process: Process) -> float:
+        """Until a job is due or is to be made, as things are; half a minute at most, they may change."""
+        assert self.offer is not None
+        now = self._server_time() + timedelta(milliseconds=process.skew_ms)
+        dues = [job["due"] for job in self.server.jobs.docs.values() if job["live"]]
+        gathering = timedelta(seconds=self.offer.gather_s)
+        waiting = [run["joins"] for run in self.server.runs.values() if "joins" in run]
+        dues += [joins["since"] + gathering for joins in waiting if "job" not in joins]
+        most_s = 5.0 if self.faults.on else 30.0
+        return max(0.0, min([most_s, *((due - now).total_seconds() for due in dues)]))
 
     async def _schedule(self, port: Port, scheduler: Scheduler) -> None:
         """``Scheduler.run``, but the looks at which nothing is due are skipped where that is certain."""
@@ -197,10 +250,18 @@ class World:
 
     def answer(self, call: LlmCall, run_id: str, process: Process) -> LlmReply:
         """An answered model call: paid for, and heard."""
+        cost = self.next_cost()
+        self.books.answered(run_id, cost, process)
+        return self.scripts[run_id].answer(call.purpose, call.messages, self.server.runs[run_id], cost)
+
+    def next_cost(self) -> int:
+        """What a model call costs: unlike any other."""
         self._cost += 1
-        cost = 1_000 + self._cost
-        self.books.calls[cost] = Call(run_id, cost, process, delivered=True)
-        return self.scripts[run_id].answer(call, self.server.runs[run_id], cost)
+        return 1_000 + self._cost
+
+    def job_name(self) -> str:
+        self._names += 1
+        return f"job_{self._names:04}"
 
     # -- the world's own faults -------------------------------------------------------------------------------------
 
@@ -213,6 +274,11 @@ class World:
             self.broker.wipe()
         elif kind == "outage":
             self.outage_until = self.clock.ms + self.slow(60_000)
+        elif kind == "endpoint_down" and self.provider is not None:
+            self.provider.down_until, self.provider.refuses = (
+                self.clock.ms + int(self.rng.random() ** 2 * 600_000),
+                self.rng.random() < 0.3,
+            )
         elif kind == "skew" and alive:
             process = self.rng.choice(alive)
             process.skew_ms = self.rng.choice((-600_000, -20_000, 20_000, 600_000))
@@ -238,6 +304,7 @@ class World:
         """No more faults: everything is up, clocks are right. Who was frozen wakes up in its own time."""
         self.note(None, "calm")
         self.faults.on = False
+        self.books.calm_at = START + timedelta(milliseconds=max(self.clock.ms, self._quiet_at))
         for process in self.processes.values():
             process.skew_ms = 0
 
@@ -246,7 +313,11 @@ class World:
         asleep = max((process.frozen_until for process in self.processes.values() if process.alive), default=0)
         if max(asleep, self._quiet_at) > self.clock.ms or len(self.server.runs) < len(self.scripts):
             return
+        if any(job["live"] for job in self.server.jobs.docs.values()):
+            return
         for run in self.server.runs.values():
+            if "joins" in run:
+                return
             if run["next_due"] is not None and not (run["status"] == "waiting" and not run["leases"]):
                 return
         self.clock.after(8_000, None, self._stop)
