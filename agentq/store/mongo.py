@@ -1,8 +1,7 @@
 """The store on MongoDB: every query has a name here, and no other module of the system speaks to the database.
 
-Writes are majority-acknowledged and journaled, but for those that are simply done again where they are lost. Claims,
-commits and audit inserts that become ready while one is under way go out together (``agentq.group``). One event loop
-owns a store.
+Writes are majority-acknowledged and journaled. Claims, commits and audit inserts that become ready while one is under
+way go out together (``agentq.group``). One event loop owns a store.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ class MongoStore:
         self.runs = self._db["runs"]
         self.audit = self._db["audit"]
         # Copies must outlive a change of primary before the run lets go of its events, but need not wait for a journal;
-        # a lost ``settle``, ``set_due``, ``beat`` or claim is simply done again.
+        # a lost ``settle``, ``set_due`` or ``beat`` is simply done again.
         self._audit_copies = self.audit.with_options(write_concern=WriteConcern(w="majority", j=False))
         self._beats = self._db.get_collection("heartbeats", write_concern=WriteConcern(w=1, j=False))
         self._unhurried_runs = self.runs.with_options(write_concern=WriteConcern(w=1, j=False))
@@ -187,19 +186,13 @@ class MongoStore:
     # -- the protocol -----------------------------------------------------------------------------------------------
 
     async def claim(self, hint: Hint, grant: Grant) -> RunDoc | None:
-        """Whose claim a crash of MongoDB has lost is fenced like one whose lease ran out, so it waits for no journal. A
-        step that must not be done twice begins under a lease that is on disk (docs/adr/0011-claims.md)."""
-        run = await self._claims((hint, grant))
-        if run is not None and run["steps"][hint.step_id]["recovery"] == "unsafe":
-            lost = await self.renew([Held(hint.run_id, hint.step_id, grant.token)], grant.ms)
-            return None if lost else run
-        return run
+        return await self._claims((hint, grant))
 
     async def _claim_group(self, claims: list[tuple[Hint, Grant]]) -> list[RunDoc | Exception | None]:
         try:
             if len(claims) == 1:
                 condition, update = documents.claim(*claims[0], self.now())
-                found = self._unhurried_runs.find_one_and_update(
+                found = self.runs.find_one_and_update(
                     condition, update, projection=WITHOUT_JOURNAL, return_document=ReturnDocument.AFTER
                 )
                 return [cast("RunDoc | None", await self._answer(found))]
@@ -209,7 +202,7 @@ class MongoStore:
 
     async def _claim_and_look(self, claims: list[tuple[Hint, Grant]]) -> list[RunDoc | Exception | None]:
         writes = [UpdateOne(*documents.claim(hint, grant, self.now())) for hint, grant in claims]
-        await self._answer(self._unhurried_runs.bulk_write(writes, ordered=False))
+        await self._answer(self.runs.bulk_write(writes, ordered=False))
         ids = list({hint.run_id for hint, _ in claims})
         found = self.runs.find({"_id": {"$in": ids}}, WITHOUT_JOURNAL)
         docs = {doc["_id"]: doc for doc in await self._answer(found.to_list())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -103,33 +103,6 @@ async def test_a_step_is_claimed_once(bench: Bench) -> None:
     assert stored is not None
     assert stored["leases"]["s1"]["token"] == runs[0]["leases"]["s1"]["token"]
     assert stored["status"] == "running"
-
-
-@pytest.mark.parametrize("lost", [False, True])
-async def test_a_step_that_must_not_happen_twice_begins_under_a_lease_that_is_on_disk(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, lost: bool
-) -> None:
-    """Other claims may be lost in a crash of the database; that of an unsafe step is confirmed by a journaled write,
-    and where that does not find it, it is no claim."""
-    if isinstance(bench.store, MemoryStore):
-        pytest.skip("memory has no journal")
-    hint, confirmed = await bench.born(), []
-    renew = bench.store.renew
-
-    async def spy(leases: Sequence[Held], ms: int) -> set[Held]:
-        confirmed.extend(leases)
-        if lost:
-            await bench.store.runs.update_one({"_id": "r2"}, {"$set": {"leases": {}}})  # type: ignore[attr-defined]
-        return await renew(leases, ms)
-
-    monkeypatch.setattr(bench.store, "renew", spy)
-    assert await claimed(bench, hint)
-    assert confirmed == []
-    unsafe = await bench.born("r2")
-    await bench.store.runs.update_one({"_id": "r2"}, {"$set": {"steps.s1.recovery": "unsafe"}})  # type: ignore[attr-defined]
-    run = await bench.store.claim(unsafe, Grant("t2", "w", 30_000))
-    assert confirmed == [Held("r2", "s1", "t2")]
-    assert (run is None) is lost
 
 
 async def test_wrong_attempt_unknown_step_and_unknown_run_are_no_claims(bench: Bench) -> None:
