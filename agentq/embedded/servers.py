@@ -179,8 +179,8 @@ def mongod_argv(directory: Path, port: int, cache_gb: float = 0.25) -> list[str]
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
         # Nobody to hand over to, so do not wait 15 s for clients to leave.
         *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),
-        # Nobody reads the past: kept for five minutes, entries of runs that have ended stand in the way of each look at
-        # the runs in flight (docs/adr/0008).
+        # Nobody reads the past. Kept for five minutes, entries of runs that have ended stand in the way of each look at
+        # the runs in flight (docs/adr/0008-admission.md).
         *("--setParameter", "minSnapshotHistoryWindowInSeconds=5"),
     ]
 
