@@ -265,7 +265,8 @@ def after_restore(bundle: Bundle, run: RunDoc, by: str, now: datetime, *, releas
     events += [event("step.held", _ms(now), key, reason=UNKNOWN) for key in sorted(unsafe)]
     fields = {"pause": {"reason": "restored", "at": now}} if stop else {}
     status = "paused" if stop else None if _queued(run) else "running"
-    return Decision(events, state=run["state"], opened=opened, status=status, fields=fields)
+    waited = ("joins",) if "joins" in run else ()  # nobody knows any more what a provider has of it
+    return Decision(events, state=run["state"], opened=opened, status=status, fields=fields, drops=waited)
 
 
 def may_act(bundle: Bundle, run: RunDoc) -> bool:

@@ -166,7 +166,7 @@ class Joiner:
                 return
             self._crash("job_sending")
             try:
-                provider_id = await self._provider.send(model, cast("BinaryIO", file), job["_id"])
+                provider_id = await self._hand_in(job, model, cast("BinaryIO", file))
             except ProviderError as error:
                 if error.retryable:  # nobody knows whether it has the job
                     raise
@@ -180,6 +180,16 @@ class Joiner:
                 await self._cancel_second(job["_id"], model, provider_id)
             raise
         log.info("job %s: %d calls handed in to %s", job["_id"], count, job["endpoint"])
+
+    async def _hand_in(self, job: JobDoc, model: ModelSpec, file: BinaryIO) -> str:
+        """The provider's id of the job. An upload that outlasts the calls' time to wait is broken off: its job would
+        be made when they are made live."""
+        try:
+            async with asyncio.timeout((job["until"] - self._store.now()).total_seconds()):
+                return await self._provider.send(model, file, job["_id"])
+        except TimeoutError:
+            message = "The job could not be handed in in time."
+            raise ProviderError(message, code="window_at_risk", retryable=True) from None
 
     async def _sent(self, job_id: str, provider_id: str) -> None:
         now = self._store.now()

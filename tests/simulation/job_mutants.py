@@ -19,7 +19,6 @@ from agentq.store.api import Verdict
 from agentq.store.jobs import LEASE
 from agentq.store.memory import MemoryStore
 from agentq.store.memory_jobs import MemoryJobs
-from schemas.catalog import ModelSpec
 from schemas.job import JobDoc, Place
 from schemas.llm import LlmCall
 from schemas.run import RunDoc
@@ -106,15 +105,6 @@ def _committing(planned_for: Callable[[Joiner, RunDoc, Decision], Any]) -> Patch
     return mock.patch.object(Joiner, "_commit", committed)
 
 
-def the_joiner_minds_no_claim() -> Patch:
-    """It defers a next step that a worker has claimed meanwhile."""
-
-    async def planned(self: Joiner, run: RunDoc, decision: Decision) -> Commit:
-        return commit.plan(run, decision, now=self._store.now())
-
-    return _committing(planned)
-
-
 def the_joiner_minds_no_rev() -> Patch:
     """It commits to a run that has moved on."""
 
@@ -180,25 +170,6 @@ def a_job_is_handed_in_too_late() -> Patch:
     return mock.patch.object(Joiner, "_send", send)
 
 
-def a_job_that_another_has_found_is_cancelled() -> Patch:
-    """Whoever stood still over handing in a job cancels it, though another works on that very job."""
-
-    async def cancel(self: Joiner, job_id: str, model: ModelSpec, provider_id: str) -> None:
-        await self._provider.cancel(model, provider_id)
-
-    return mock.patch.object(Joiner, "_cancel_second", cancel)
-
-
-def a_look_ends_while_jobs_are_worked_on() -> Patch:
-    """What cannot be written of one job ends the look at all, and the next look takes them up a second time."""
-
-    async def see_to(self: Joiner, job: JobDoc) -> None:
-        async with self._leased(job["_id"]):
-            await self._go_on(job)
-
-    return mock.patch.object(Joiner, "_see_to", see_to)
-
-
 def a_call_made_live_is_the_same_attempt() -> Patch:
     def release(run: RunDoc, at_ms: int, code: str, *, paid: bool = False) -> Decision:
         decision = _release(run, at_ms, code, paid=paid)
@@ -249,15 +220,6 @@ def a_lost_answer_is_not_counted() -> Patch:
     return mock.patch.object(joining, "release", release)
 
 
-def a_wish_to_cancel_is_overheard_by_the_joiner() -> Patch:
-    """A run that somebody has cancelled is made live."""
-
-    def released(run: RunDoc, at_ms: int, code: str, *, paid: bool = False) -> Decision:
-        return joining.release(run, at_ms, code, paid=paid)
-
-    return mock.patch.object(advance, "released", released)
-
-
 JOB_MUTANTS: tuple[Callable[[], Patch], ...] = (
     a_job_is_handed_in_again_unlooked,
     late_answers_are_booked_without_guard,
@@ -266,20 +228,16 @@ JOB_MUTANTS: tuple[Callable[[], Patch], ...] = (
     a_deadline_is_not_given_back,
     a_deadline_moves_out_of_the_window,
     waking_leaves_the_run_waiting,
-    the_joiner_minds_no_claim,
     the_joiner_minds_no_rev,
     two_work_on_a_job,
     a_lost_lease_is_not_noticed,
     a_jobs_lease_is_not_kept,
     a_job_is_given_up_unseen,
     a_job_is_handed_in_too_late,
-    a_job_that_another_has_found_is_cancelled,
-    a_look_ends_while_jobs_are_worked_on,
     a_call_made_live_is_the_same_attempt,
     further_attempts_wait_too,
     a_call_waits_without_time,
     the_journal_tells_nothing_of_the_wait,
     an_answer_of_a_job_costs_the_full_price,
     a_lost_answer_is_not_counted,
-    a_wish_to_cancel_is_overheard_by_the_joiner,
 )

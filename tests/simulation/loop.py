@@ -126,6 +126,9 @@ class Process:
         self.clock.after(round(delay * 1000), self, _fire, timer, callback, args)
         return timer
 
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Timer:
+        return self.call_later(max(0.0, when - self.time()), callback, *args)
+
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)  # type: ignore[arg-type]
 
