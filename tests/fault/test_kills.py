@@ -32,7 +32,7 @@ def test_twenty_sigkills_at_each_crash_point(make_plant: Callable[..., Plant]) -
         eventually(lambda: all([schedulers.all_died(), workers.all_died()]), "everybody has died", 150)
         plant.start_scheduler("last-scheduler")
         plant.worker("last")
-    verdict = judged(plant, load.accepted)
+    verdict = judged(plant, load.accepted, timeout_s=120)
     assert workers.deaths == Counter(dict.fromkeys(CRASH_POINTS, KILLS))
     assert schedulers.deaths == {"scheduler_after_commit": KILLS}
     assert verdict.accepted > 100

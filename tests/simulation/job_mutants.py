@@ -161,15 +161,6 @@ def a_job_is_given_up_unseen() -> Patch:
     return mock.patch.object(Joiner, "_put_off", put_off)
 
 
-def a_job_is_handed_in_too_late() -> Patch:
-    """Nobody looks whether there is still time when a job is handed in."""
-
-    async def send(self: Joiner, job: JobDoc) -> None:
-        await _send(self, {**job, "until": job["until"].replace(year=9999)})
-
-    return mock.patch.object(Joiner, "_send", send)
-
-
 def a_call_made_live_is_the_same_attempt() -> Patch:
     def release(run: RunDoc, at_ms: int, code: str, *, paid: bool = False) -> Decision:
         decision = _release(run, at_ms, code, paid=paid)
@@ -233,7 +224,6 @@ JOB_MUTANTS: tuple[Callable[[], Patch], ...] = (
     a_lost_lease_is_not_noticed,
     a_jobs_lease_is_not_kept,
     a_job_is_given_up_unseen,
-    a_job_is_handed_in_too_late,
     a_call_made_live_is_the_same_attempt,
     further_attempts_wait_too,
     a_call_waits_without_time,
