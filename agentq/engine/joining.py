@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from agentq.engine.decision import Decision, Deferred, Opening, event, shifted, state_of
+from agentq.engine.effects import ToolCallEffect
 from agentq.event import NewEvent
 from schemas.catalog import BatchEndpoint, ModelSpec
 from schemas.llm import LlmCall
@@ -47,13 +48,17 @@ def endpoint_of(model: ModelSpec) -> str:
 
 def discounted(call: LlmCall) -> LlmCall:
     """The call at the endpoint's prices."""
-    model = call.model
+    return replace(call, model=priced(call.model))
+
+
+def priced(model: ModelSpec) -> ModelSpec:
+    """The model at its endpoint's prices."""
     price = 1.0 if model.batch_endpoint is None else model.batch_endpoint.price
     prices = {
         "input_usd_per_mtok": model.input_usd_per_mtok * price,
         "output_usd_per_mtok": model.output_usd_per_mtok * price,
     }
-    return replace(call, model=model.model_copy(update=prices))
+    return model.model_copy(update=prices)
 
 
 def part_of_price(models: Iterable[ModelSpec], left: timedelta) -> float | None:
@@ -99,15 +104,19 @@ def gather(waiting: Sequence[Deferral], endpoint: BatchEndpoint, turnaround_s: f
     return Gathered(live, rest if ready else [])
 
 
-def deferral(call: LlmCall, run: RunDoc, step_id: str, now: datetime) -> Deferred | None:
-    """Is there time to wait for the endpoint? None: the call is to be made live. Only a step's first attempt waits."""
-    endpoint, line = call.model.batch_endpoint, run.get("batch")
-    if endpoint is None or line is None or "complete_by" not in line or "joins" in run:
+def deferral(wanted: LlmCall | ToolCallEffect, run: RunDoc, step_id: str, now: datetime) -> Deferred | None:
+    """Is it a model call that has time to wait for its endpoint? None: it is to be made now. Only a step's first
+    attempt waits."""
+    line = run.get("batch")
+    if line is None or "complete_by" not in line or "joins" in run or isinstance(wanted, ToolCallEffect):
+        return None
+    endpoint = wanted.model.batch_endpoint
+    if endpoint is None:
         return None
     until = window(run["created_at"], line["complete_by"]).until
     if run["steps"][step_id]["attempt"] > 1 or now + timedelta(seconds=endpoint.turnaround_s) > until:
         return None
-    return Deferred(endpoint_of(call.model), until, _ms(now))
+    return Deferred(endpoint_of(wanted.model), until, _ms(now))
 
 
 def defer(run: RunDoc, step_id: str, deferred: Deferred) -> Decision:

@@ -70,6 +70,13 @@ def decode(call: LlmCall, line: JobLine) -> LlmReply:
     raise errors.from_status(line.status, {}, wire.dumps(line.body), where=call.model.provider)
 
 
+def usage_of(line: JobLine) -> tuple[int, int]:
+    """The tokens of input and output of an answer that nobody reads; 0 where it does not say."""
+    usage = line.body.get("usage")
+    told = usage if isinstance(usage, dict) else {}
+    return int(_number(told.get("prompt_tokens"))), int(_number(told.get("completion_tokens")))
+
+
 class OpenAiJobs:
     """A client of the endpoint; one event loop, ``close`` it there."""
 

@@ -13,30 +13,28 @@ import contextlib
 import logging
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, BinaryIO, cast
 
-from agentq.engine import advance, commit, joining
-from agentq.engine.commit import Commit
-from agentq.engine.decision import Decision, Failed, Replied
+from agentq.engine import joining
 from agentq.engine.effects import effect
 from agentq.errors import AgentqError, ProviderError
-from agentq.llm.jobs import MAX_JOB_BYTES, JobLine, JobState, OpenAiJobs, decode, encode
+from agentq.llm.jobs import MAX_JOB_BYTES, JobLine, JobState, OpenAiJobs, encode
 from agentq.place import place as where_in_code
-from agentq.protocol import TERMINAL, Hint, Pool
-from agentq.runtime.runtime import CrashPoint, Publish, Reply, finish, no_crash
-from agentq.store.api import Store, Verdict
+from agentq.runtime.answers import Answers
+from agentq.runtime.bundles import Bundles
+from agentq.runtime.runtime import CrashPoint, Publish, Reply, no_crash
+from agentq.store.api import Store
 from agentq.store.jobs import LEASE, Jobs
-from schemas.catalog import Bundle, ModelSpec
-from schemas.job import JobDoc, Place, custom_id, place_of
+from schemas.catalog import ModelSpec
+from schemas.job import JobDoc, Place, custom_id
 from schemas.llm import LlmCall
 from schemas.run import RunDoc
 
 log = logging.getLogger(__name__)
 
 GROUP = 50  # calls taken in together: the admission shares the process and must not wait
-FULL_QUEUE_MS = 250  # how long hints may wait in a pool's queue before no more answers are taken in
 MANY_TRIES = 8  # failures in a row to hand a job in; if the provider has it not, its calls are made live
 LOOK_S = (1.0, 60.0)  # how often a job is looked at: a tenth of its age, within these bounds
 LEASE_LOST = "lease_lost"
@@ -61,12 +59,10 @@ class Joiner:
         self._store = store
         self._jobs = jobs
         self._provider = provider
-        self._publish = publish
         self._name = f"{name}:{secrets.token_hex(4)}"
-        self._reply = reply
-        self._max_attempts = max_attempts
         self._crash = crash
-        self._bundles: dict[str, Bundle] = {}
+        self._bundles = Bundles(store)
+        self._answers = Answers(store, jobs, self._bundles, publish, reply, max_attempts, crash)
 
     async def run(self, interval_s: float) -> None:
         """Tick until cancelled; an outage is reported and waited out."""
@@ -98,9 +94,9 @@ class Joiner:
         waiting = await self._jobs.waiting(endpoint, spec.most)
         gathered = joining.gather(waiting, spec, await self._jobs.turnaround_s(endpoint), self._store.now())
         for at in range(0, len(gathered.live), GROUP):
-            await self._wait_for_room()
             runs = await self._jobs.runs([call.run_id for call in gathered.live[at : at + GROUP]])
-            await self._release([run for run in runs.values() if "job" not in run.get("joins", {})], "window_at_risk")
+            free = [run for run in runs.values() if "job" not in run.get("joins", {})]
+            await self._answers.release(free, "window_at_risk")
         if gathered.job:
             await self._see_to(await self._jobs.begin(endpoint, gathered.job, self._name))
 
@@ -268,147 +264,36 @@ class Joiner:
             await self._give_up(job, error.code, ended_at=now)
             return
         pause_s = error.retry_after_s or min(LOOK_S[0] * 2.0**tries, LOOK_S[1])
-        await self._note(job_id, due=now + timedelta(seconds=pause_s), tries=tries)
-
-    # -- answers ----------------------------------------------------------------------------------------------------
+        # However long the provider wishes to be left alone: the window is not to pass unseen.
+        last = max(job["until"], now + timedelta(seconds=LOOK_S[1]))
+        await self._note(job_id, due=min(now + timedelta(seconds=pause_s), last), tries=tries)
 
     async def _take_in(self, job: JobDoc, model: ModelSpec, state: JobState) -> None:
         """Every answer into its run; who got none is made live."""
-        now, answered, cost = self._store.now(), 0, 0
+        ended_at, answered, cost = self._store.now(), 0, 0
         group: list[JobLine] = []
         async for line in self._provider.answers(model, state):
+            answered += 1 if line.status else 0
             group.append(line)
             if len(group) == GROUP:
-                answered, cost = await self._take_in_group(job, group, answered, cost)
+                cost += await self._answers.take_in(job, group)
                 group = []
-        answered, cost = await self._take_in_group(job, group, answered, cost)
+        cost += await self._answers.take_in(job, group)
         await self._release_members(job, state.error or f"job_{state.status}", paid=state.status == "completed")
         await self._note(
-            job["_id"], status="done", live=False, ended_at=now, answered=answered, cost_nano_usd=cost,
+            job["_id"], status="done", live=False, ended_at=ended_at, answered=answered, cost_nano_usd=cost,
             error=state.error,
         )  # fmt: skip
         log.info("job %s: %s, %d of %d calls answered", job["_id"], state.status, answered, job["calls"])
         with contextlib.suppress(ProviderError):
             await self._provider.forget(model, state)
 
-    async def _take_in_group(self, job: JobDoc, lines: Sequence[JobLine], count: int, cost: int) -> tuple[int, int]:
-        await self._wait_for_room()
-        places = [(line, place) for line in lines if (place := place_of(line.custom_id)) is not None]
-        runs = await self._jobs.runs([place.run_id for _, place in places])
-        hints: list[tuple[Pool, Hint]] = []
-        costs = await asyncio.gather(
-            *(self._one(job, runs[place.run_id], place, line, hints) for line, place in places if place.run_id in runs)
-        )
-        if hints:
-            await self._publish(hints)
-        return count + sum(1 for line, _ in places if line.status), cost + sum(costs)
-
-    async def _one(self, job: JobDoc, run: RunDoc, place: Place, line: JobLine, hints: list[tuple[Pool, Hint]]) -> int:
-        """One answer into its run; what it cost, in nano-dollars."""
-        while True:
-            call = await self._call_of(job, run, place)
-            at_ms = int(self._store.now().timestamp() * 1000)
-            if call is None:
-                return await self._late(job, run, place, line)
-            cost = 0
-            if line.status == 0:
-                decision = advance.released(run, at_ms, "not_answered")
-            else:
-                outcome = _outcome(call, line, at_ms)
-                cost = outcome.reply.cost_nano_usd if isinstance(outcome, Replied) else 0
-                bundle = await self._bundle(run)
-                decision = advance.joined(bundle, run, outcome, job["_id"], self._max_attempts)
-            planned = await self._commit(run, decision)
-            if planned is not None:
-                self._crash("job_answer_in")
-                await self._follow(planned, hints)
-                return cost
-            fresh = await self._store.load(run["_id"])
-            if fresh is None:
-                return 0
-            run = fresh
-
-    async def _call_of(self, job: JobDoc, run: RunDoc, place: Place) -> LlmCall | None:
-        """The call of the run that waits for this very answer, None if none does any more."""
-        joins = run.get("joins")
-        if run["status"] in TERMINAL or joins is None or joins.get("job") != job["_id"]:
-            return None
-        if joins["step"] != place.step_id or run["steps"][place.step_id]["attempt"] != place.attempt:
-            return None
-        return joining.discounted(await self._call(run, place.step_id))
-
-    async def _late(self, job: JobDoc, run: RunDoc, place: Place, line: JobLine) -> int:
-        """Nobody waits for the answer: it is in the run already, or its run went on without it. Then it is waste."""
-        if not 200 <= line.status < 300:
-            return 0
-        usage = line.body.get("usage")
-        tokens = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
-        given, made = (one if isinstance(one, int) and one > 0 else 0 for one in tokens)
-        bundle = await self._bundle(run)
-        models = [model for model in bundle.models.values() if joining.endpoint_of(model) == job["endpoint"]]
-        price = models[0].batch_endpoint.price if models and models[0].batch_endpoint else 1.0
-        cost = round(models[0].cost_nano_usd(given, made) * price) if models else 0
-        if not await self._is_in(run, place, job["_id"]):
-            waste = {"late_calls": 1, "cost_nano_usd": cost}
-            await self._store.book_waste(run["_id"], job["_id"], waste)
-        return cost
-
-    async def _is_in(self, run: RunDoc, place: Place, job_id: str) -> bool:
-        """Has the run had this job's answer? Its audit trail tells."""
-        told = [*run["events"], *[event async for event in self._store.audit_events(run["_id"])]]
-        return any(
-            event["type"] == "step.joined" and event["step"] == place.step_id and event["data"]["job"] == job_id
-            for event in told
-        )
-
-    async def _follow(self, planned: Commit, hints: list[tuple[Pool, Hint]]) -> None:
-        """What comes after a commit. A next call that may wait for a job as well is deferred at once: told to a pool,
-        thousands of them would stand before everybody's next step."""
-        run = planned.after
-        if run["status"] in TERMINAL:
-            await finish(self._store, self._reply, run)
-            return
-        told = commit.hints(planned)
-        for pool, hint in told:
-            wanted = effect(await self._bundle(run), run, hint.step_id)
-            deferred = (
-                joining.deferral(wanted, run, hint.step_id, self._store.now()) if isinstance(wanted, LlmCall) else None
-            )
-            if deferred is None or await self._commit(run, joining.defer(run, hint.step_id, deferred)) is None:
-                hints.append((pool, hint))
-
-    async def _commit(self, run: RunDoc, decision: Decision) -> Commit | None:
-        """Commit on the condition that the run has not moved and nobody works on its steps; None where it has."""
-        planned = commit.plan(run, decision, now=self._store.now(), unclaimed=tuple(run["steps"]))
-        return planned if await self._store.commit(planned) is Verdict.APPLIED else None
-
-    # -- back to live -----------------------------------------------------------------------------------------------
-
     async def _release_members(self, job: JobDoc, code: str, *, paid: bool = False) -> None:
         """Whoever still waits for the job is made live; who moves meanwhile is looked at again. ``paid``: the job is
         complete, so an answer that is missing, or that cannot be read, is lost."""
         while runs := await self._jobs.members(job, limit=GROUP):
-            await self._wait_for_room()
-            await self._release(runs, code, paid=paid)
-
-    async def _release(self, runs: Sequence[RunDoc], code: str, *, paid: bool = False) -> None:
-        hints: list[tuple[Pool, Hint]] = []
-        at_ms = int(self._store.now().timestamp() * 1000)
-        waiting = [run for run in runs if "joins" in run and run["status"] not in TERMINAL]
-        for planned in await asyncio.gather(
-            *(self._commit(run, advance.released(run, at_ms, code, paid=paid)) for run in waiting)
-        ):
-            hints += commit.hints(planned) if planned is not None else []
-        if hints:
-            await self._publish(hints)
-
-    async def _wait_for_room(self) -> None:
-        """Hold answers back while hints queue: what they lead to must not stand before others' steps."""
-        for _ in range(20):
-            queues = await self._store.queues()
-            if max((queue.wait_ms for queue in queues.values()), default=0) <= FULL_QUEUE_MS:
-                return
-            await asyncio.sleep(FULL_QUEUE_MS / 1000)
+            if not await self._answers.release(runs, code, paid=paid):
+                await asyncio.sleep(LOOK_S[0])
 
     # -- what is asked ----------------------------------------------------------------------------------------------
 
@@ -420,25 +305,9 @@ class Joiner:
         return (await self._call(runs[0], runs[0]["joins"]["step"])).model, True
 
     async def _call(self, run: RunDoc, step_id: str) -> LlmCall:
-        wanted = effect(await self._bundle(run), run, step_id)
+        wanted = effect(await self._bundles.of(run), run, step_id)
         assert isinstance(wanted, LlmCall), "only model calls are deferred"
         return wanted
-
-    async def _bundle(self, run: RunDoc) -> Bundle:
-        name = run["workflow"]["hash"]
-        if name not in self._bundles:
-            found = await self._store.bundle(name)
-            if found is None:
-                raise AgentqError("The run's workflow version is not registered.", code="unknown_workflow_version")
-            self._bundles[name] = found
-        return self._bundles[name]
-
-
-def _outcome(call: LlmCall, line: JobLine, at_ms: int) -> Replied | Failed:
-    try:
-        return Replied(decode(call, line), at_ms)
-    except ProviderError as error:
-        return Failed(error.code, error.message, error.retryable, error.retry_after_s, at_ms)
 
 
 def _address(endpoint: str) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from agentq.engine.edits import Edits, editable
 from agentq.engine.fork import Forked, fork
 from agentq.engine.replay import hashes
 from agentq.engine.stuck import Stuck, stuck
-from agentq.errors import AgentqError, Conflict, InvalidRequest, NotFound
+from agentq.errors import Conflict, InvalidRequest, NotFound
 from agentq.protocol import TERMINAL
 from agentq.run import new_run_id
+from agentq.runtime.bundles import Bundles
 from agentq.store import documents
 from agentq.store.api import Letters, Store, Verdict
 from schemas.catalog import Bundle
@@ -44,7 +45,7 @@ class Operator:
     def __init__(self, store: Store, by: str) -> None:
         self._store = store
         self._by = by
-        self._bundles: dict[str, Bundle] = {}
+        self._bundles = Bundles(store)
 
     async def load(self, run_id: str) -> RunDoc:
         """The run with its journal. Raises ``NotFound``."""
@@ -55,7 +56,7 @@ class Operator:
 
     async def editable(self, run: RunDoc) -> dict[str, Any]:
         """What may be edited about a failed run, as it is: see ``agentq.engine.edits.editable``."""
-        bundle = await self._bundle(run["workflow"]["hash"])
+        bundle = await self._bundles.of(run)
         return editable(bundle, run, run["quarantine"]["step"] if "quarantine" in run else None)
 
     # -- dead letters -----------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class Operator:
         """A held step has happened; ``text`` is what the model sees of it."""
         for _ in range(RACES):
             run = await self._entered(await self.load(run_id))
-            bundle = await self._bundle(run["workflow"]["hash"])
+            bundle = await self._bundles.of(run)
             decision = repair.resolve_held(bundle, run, step_id, text, self._by, self._store.now())
             if after := await self._commit(run, decision):
                 return after
@@ -125,7 +126,7 @@ class Operator:
         first = next((key for key in repair.held_steps(run) if run["steps"][key]["kind"] == "enter"), None)
         if first is None:
             return run
-        bundle = await self._bundle(run["workflow"]["hash"])
+        bundle = await self._bundles.of(run)
         known = await self._store.history(run, bundle.workflow.limits.history_tokens) if (run["turn"] or 0) > 1 else []
         return enter_run(bundle, run, first, known, int(self._store.now().timestamp() * 1000))
 
@@ -185,7 +186,7 @@ class Operator:
             )
         counts: Counter[str] = Counter()
         async for run in self._store.unended():
-            bundle = await self._bundle(run["workflow"]["hash"])
+            bundle = await self._bundles.of(run)
             decision = repair.after_restore(bundle, run, self._by, self._store.now(), release=release)
             counts["live runs"] += 1
             if decision is None:
@@ -214,15 +215,7 @@ class Operator:
         return planned.after if await self._store.commit(planned) is Verdict.APPLIED else None
 
     async def _known(self, run: RunDoc) -> dict[str, Bundle]:
-        return {name: await self._bundle(name) for name in hashes(run)}
-
-    async def _bundle(self, name: str) -> Bundle:
-        if name not in self._bundles:
-            found = await self._store.bundle(name)
-            if found is None:
-                raise AgentqError("The run's workflow version is not registered.", code="unknown_workflow_version")
-            self._bundles[name] = found
-        return self._bundles[name]
+        return {name: await self._bundles.get(name) for name in hashes(run)}
 
     async def _with_models(self, edits: Edits) -> Edits:
         if edits.model is None:

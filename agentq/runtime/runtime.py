@@ -22,6 +22,7 @@ from agentq.llm.types import Llm, LlmCall
 from agentq.llm.wire import estimate_input
 from agentq.place import place
 from agentq.protocol import Hint, Pool
+from agentq.runtime.bundles import Bundles
 from agentq.runtime.hearing import Hearing
 from agentq.runtime.leases import LeaseKeeper
 from agentq.runtime.perform import perform
@@ -106,7 +107,7 @@ class Runtime:
         self._pools = frozenset(pools)
         self._room = asyncio.Semaphore(self._limits.steps_in_flight)
         self._working: set[Held] = set()
-        self._bundles: dict[str, Bundle] = {}
+        self._bundles = Bundles(store)
         self._prefix = os.urandom(6).hex()
         self._count = itertools.count()
         self._draining = False
@@ -210,7 +211,7 @@ class Runtime:
         self._begin(following, since)
 
     async def _carry(self, run: RunDoc, step_id: str) -> Carried:
-        bundle = await self._bundle(run["workflow"]["hash"])
+        bundle = await self._bundles.of(run)
         carried = Carried(run, bundle, [], asyncio.Lock())
         if run["steps"][step_id]["kind"] == "enter":
             if (run["turn"] or 0) > 1:
@@ -223,15 +224,6 @@ class Runtime:
 
     def _now_ms(self) -> int:
         return int(self.store.now().timestamp() * 1000)
-
-    async def _bundle(self, bundle_hash: str) -> Bundle:
-        known = self._bundles.get(bundle_hash)
-        if known is None:
-            known = await self.store.bundle(bundle_hash)
-            if known is None:
-                raise AgentqError("The run's workflow version is not registered.", code="unknown_workflow_version")
-            self._bundles[bundle_hash] = known
-        return known
 
     async def _go_on(self, carried: Carried, holding: list[Held]) -> None:
         """Do the steps we hold; each may give us more. A line of single steps is a loop, parallel ones fan out."""
@@ -251,7 +243,7 @@ class Runtime:
                 log.warning("lease of step %s of run %s lost before its effect", held.step_id, held.run_id)
                 return []
             wanted = effect(carried.bundle, carried.run, held.step_id)
-            outcome = self._deferral(wanted, carried.run, held.step_id)
+            outcome: Outcome | None = deferral(wanted, carried.run, held.step_id, self.store.now())
             outcome = outcome or await self._perform(wanted, carried.run, held)
             if outcome is None:
                 return []
@@ -271,10 +263,6 @@ class Runtime:
                 self._end(next_held)
             raise
         return granted
-
-    def _deferral(self, wanted: LlmCall | ToolCallEffect, run: RunDoc, step_id: str) -> Outcome | None:
-        """A model call that is not made now, because it may be joined into a job of the provider's batch endpoint."""
-        return deferral(wanted, run, step_id, self.store.now()) if isinstance(wanted, LlmCall) else None
 
     async def _perform(self, wanted: LlmCall | ToolCallEffect, run: RunDoc, held: Held) -> Outcome | None:
         """The outcome of the effect; None if nobody wants it any more. Only model calls can be cut: a tool that has

@@ -14,6 +14,7 @@ from agentq.engine.decision import Decision, Deferred
 from agentq.engine.joining import Back
 from agentq.errors import ProviderError
 from agentq.runtime import runtime
+from agentq.runtime.answers import Answers
 from agentq.runtime.joiner import Joiner
 from agentq.store.api import Verdict
 from agentq.store.jobs import LEASE
@@ -49,10 +50,10 @@ def late_answers_are_booked_without_guard() -> Patch:
 
 
 def an_answer_that_is_in_is_booked_as_late() -> Patch:
-    async def never(self: Joiner, run: RunDoc, place: Place, job_id: str) -> bool:
+    async def never(self: Answers, run: RunDoc, place: Place, job_id: str) -> bool:
         return False
 
-    return mock.patch.object(Joiner, "_is_in", never)
+    return mock.patch.object(Answers, "_is_in", never)
 
 
 def a_job_takes_calls_from_others() -> Patch:
@@ -95,26 +96,17 @@ def waking_leaves_the_run_waiting() -> Patch:
     return mock.patch.object(recovery, "wake", wake)
 
 
-def _committing(planned_for: Callable[[Joiner, RunDoc, Decision], Any]) -> Patch:
-    """A joiner whose commits have other conditions."""
-
-    async def committed(self: Joiner, run: RunDoc, decision: Decision) -> Commit | None:
-        planned = await planned_for(self, run, decision)
-        return planned if await self._store.commit(planned) is Verdict.APPLIED else None
-
-    return mock.patch.object(Joiner, "_commit", committed)
-
-
 def the_joiner_minds_no_rev() -> Patch:
     """It commits to a run that has moved on."""
 
-    async def planned(self: Joiner, run: RunDoc, decision: Decision) -> Commit:
+    async def committed(self: Answers, run: RunDoc, decision: Decision, step_id: str) -> Commit | None:
         fresh = await self._store.load(run["_id"])
-        made = commit.plan(run, decision, now=self._store.now(), unclaimed=tuple(run["steps"]))
+        made = commit.plan(run, decision, now=self._store.now(), unclaimed=(step_id,))
         rev = run["rev"] if fresh is None else fresh["rev"]
-        return replace(made, rev=rev, after={**made.after, "rev": rev + 1})
+        planned = replace(made, rev=rev, after={**made.after, "rev": rev + 1})
+        return planned if await self._store.commit(planned) is Verdict.APPLIED else None
 
-    return _committing(planned)
+    return mock.patch.object(Answers, "_commit", committed)
 
 
 def two_work_on_a_job() -> Patch:
