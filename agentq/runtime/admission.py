@@ -22,9 +22,9 @@ from agentq.clock import elapsed_s
 from agentq.engine.admission import CLASSES, Admitted, Books, Decision, Quota, correct, decide, places, tenant_of
 from agentq.engine.window import Sight, Window, adapt
 from agentq.errors import AgentqError
-from agentq.place import place
 from agentq.protocol import Hint, Pool, Priority
 from agentq.run import START_STEP
+from agentq.runtime.ever import ever
 from agentq.runtime.flights import Flights, Rates
 from agentq.runtime.lines import Lines
 from agentq.runtime.runtime import CrashPoint, Publish, no_crash
@@ -103,7 +103,7 @@ class Admission:
         """
         async with asyncio.TaskGroup() as group:
             for act in (self._lead_on, self._release, self._recur):
-                group.create_task(_ever(act))
+                group.create_task(ever("the admission", act, STAND_BY_S))
 
     async def _lead_on(self) -> float:
         """A tick. Those that take long take half of the time at most: MongoDB has others to serve."""
@@ -370,19 +370,6 @@ class Admission:
             )
             for name, limit in capped.items()
         }
-
-
-async def _ever(act: Callable[[], Awaitable[float]]) -> None:
-    """Act again and again, after the pause in seconds that it gives; an outage is reported and waited out."""
-    while True:
-        pause = STAND_BY_S
-        try:
-            pause = await act()
-        except AgentqError as error:
-            log.warning("the admission waits: %s", error)
-        except Exception as error:  # noqa: BLE001 - reported by class and place; it must not stop for good
-            log.error("the admission waits: %s", place(error))
-        await asyncio.sleep(pause)
 
 
 def _lost() -> AgentqError:

@@ -12,8 +12,9 @@ import logging
 from agentq.engine import commit
 from agentq.engine.decision import Decision, event
 from agentq.engine.tally import batch_error, slots
-from agentq.errors import AgentqError, Unavailable
+from agentq.errors import Unavailable
 from agentq.place import place
+from agentq.runtime.ever import ever
 from agentq.runtime.runtime import Reply, finish
 from agentq.store.api import Store, Verdict
 from agentq.store.batches import TALLY_AT_ONCE, Batches
@@ -58,14 +59,12 @@ class Bookkeeper:
 
     async def run(self, interval_s: float) -> None:
         """Tick until cancelled; an outage is reported and waited out."""
-        while True:
-            try:
-                await self.tick()
-            except AgentqError as error:
-                log.warning("the bookkeeper waits: %s", error)
-            except Exception as error:  # noqa: BLE001 - ending here would leave every batch uncounted, in silence
-                log.error("the bookkeeper waits: %s", place(error))
-            await asyncio.sleep(interval_s * IDLE if self._idle else interval_s)
+
+        async def act() -> float:
+            await self.tick()
+            return interval_s * IDLE if self._idle else interval_s
+
+        await ever("the bookkeeper", act, interval_s)
 
     async def _care(self, batch: BatchDoc) -> None:
         now, window = self._store.now(), batch["complete_by"]

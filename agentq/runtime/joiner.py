@@ -24,6 +24,7 @@ from agentq.llm.jobs import MAX_JOB_BYTES, JobLine, JobState, OpenAiJobs, encode
 from agentq.place import place as where_in_code
 from agentq.runtime.answers import Answers
 from agentq.runtime.bundles import Bundles
+from agentq.runtime.ever import ever
 from agentq.runtime.runtime import CrashPoint, Publish, Reply, no_crash
 from agentq.store.api import Store
 from agentq.store.jobs import LEASE, Jobs
@@ -66,14 +67,12 @@ class Joiner:
 
     async def run(self, interval_s: float) -> None:
         """Tick until cancelled; an outage is reported and waited out."""
-        while True:
-            try:
-                await self.tick()
-            except AgentqError as error:
-                log.warning("the joiner waits: %s", error)
-            except Exception as error:  # noqa: BLE001 - ending here would leave every job unanswered, in silence
-                log.error("the joiner waits: %s", where_in_code(error))
-            await asyncio.sleep(interval_s)
+
+        async def act() -> float:
+            await self.tick()
+            return interval_s
+
+        await ever("the joiner", act, interval_s)
 
     async def tick(self) -> None:
         """Gather calls into jobs, then see to every job that is due. Raises ``Unavailable``."""
