@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ FAST = Restart(first_pause_s=0.01, max_pause_s=0.05, quick_s=30, give_up_after=3
 SERVE = "import pathlib, signal, sys; pathlib.Path(sys.argv[1]).touch(); signal.pause()"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SERVE
 DIE_AT_ONCE = "import sys; sys.exit('no such setting: colour')"
-DIE_ONCE_READY = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).touch(); time.sleep(.3); sys.exit(7)"
+DIE_ONCE_SEEN = "import sys; open(sys.argv[1]).read(); sys.exit({})"  # of a pipe that is closed by who saw it ready
 
 
 class World:
@@ -36,6 +37,21 @@ class World:
         file = self.folder / f"{name}.ready"
         argv = [sys.executable, "-I", "-S", "-c", program, str(file)]
         return Component(name, argv, ready=lambda _pid: file.exists(), ready_file=file, **fields)  # type: ignore[arg-type]
+
+    def mortal(self, name: str, last_words: object = 7) -> Component:
+        """Dies when it has been seen ready: it is ready while it waits for the pipe to be opened and closed."""
+        pipe = self.folder / f"{name}.pipe"
+        os.mkfifo(pipe)
+
+        def ready(_pid: int) -> bool:
+            try:
+                os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:  # nobody waits there yet
+                return False
+            return True
+
+        argv = [sys.executable, "-I", "-S", "-c", DIE_ONCE_SEEN.format(repr(last_words)), str(pipe)]
+        return Component(name, argv, ready=ready)
 
     def supervisor(self, *components: Component, restart: Restart = FAST) -> Supervisor:
         def count() -> None:
@@ -106,7 +122,7 @@ def test_a_dead_component_is_restarted_and_one_line_says_how_it_died(world: Worl
 
 def test_the_pause_before_a_restart_doubles(world: World) -> None:
     restart = Restart(first_pause_s=0.01, max_pause_s=0.04, give_up_after=5)
-    supervisor = world.supervisor(world.component("flaky", DIE_ONCE_READY), restart=restart)
+    supervisor = world.supervisor(world.mortal("flaky"), restart=restart)
     start(supervisor)
     tick_until(supervisor, lambda: part(supervisor, "flaky")["state"] == "broken")
     pauses = [line.split(" in ")[1].split(" s")[0] for line in world.lines if "died" in line]
@@ -114,8 +130,7 @@ def test_the_pause_before_a_restart_doubles(world: World) -> None:
 
 
 def test_after_too_many_quick_deaths_it_is_broken_and_the_others_go_on(world: World) -> None:
-    crasher = DIE_ONCE_READY.replace("sys.exit(7)", "sys.exit('the disk is on fire')")
-    supervisor = world.supervisor(world.component("crasher", crasher), world.component("store"))
+    supervisor = world.supervisor(world.mortal("crasher", "the disk is on fire"), world.component("store"))
     start(supervisor)
     tick_until(supervisor, lambda: part(supervisor, "crasher")["state"] == "broken")
     assert world.said("BROKEN: exit code 1; given up after 3 starts")
