@@ -79,7 +79,7 @@ def report(
             f"line) to ${one.high / 1e9:.6f} (P90, ${known.cost_p90 / 1e9:.6f} a line)"
         )
         if (part := parts[one.workflow]) is not None:
-            least = f"down to ${one.expected * part / 1e9:.6f}" if part < 1 else "for some of it"
+            least = f"down to ${one.expected * part / 1e9:.6f}" if part < 1 else "some at a part of the price"
             yield f"  window  calls may wait for the provider's batch endpoint, {least}; --live makes them at once"
         pace = f"at {known.rate:.1f} lines/s, the best rate of late" if known.rate else "one line after the other"
         yield f"  time    about {span(one.seconds)} {pace}"

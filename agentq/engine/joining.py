@@ -75,7 +75,7 @@ def part_of_price(models: Iterable[ModelSpec], left: timedelta) -> float | None:
     return dearest if min(parts, default=1.0) < 1.0 else None
 
 
-class Deferral(NamedTuple):
+class WaitingCall(NamedTuple):
     """A call that waits for a job: of which run, since when, until when it may."""
 
     run_id: str
@@ -86,11 +86,13 @@ class Deferral(NamedTuple):
 class Gathered(NamedTuple):
     """What to do with calls that wait: ``live``: there is no time for a job any more; ``job``: these make one now."""
 
-    live: list[Deferral]
-    job: list[Deferral]
+    live: list[WaitingCall]
+    job: list[WaitingCall]
 
 
-def gather(waiting: Sequence[Deferral], endpoint: BatchEndpoint, turnaround_s: float | None, now: datetime) -> Gathered:
+def gather(
+    waiting: Sequence[WaitingCall], endpoint: BatchEndpoint, turnaround_s: float | None, now: datetime
+) -> Gathered:
     """``waiting``: the longest first. A job is made when it is full or when the first call has waited long enough.
 
     ``turnaround_s``: what the endpoint's latest jobs took at most, infinite if it would have none; None if that is not

@@ -14,7 +14,7 @@ from typing import Any, cast
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument
 from pymongo.asynchronous.database import AsyncDatabase
 
-from agentq.engine.joining import Deferral
+from agentq.engine.joining import WaitingCall
 from agentq.store.documents import WITHOUT_JOURNAL
 from schemas.job import JOB_FORMAT, JobDoc, new_job_id
 from schemas.run import RunDoc
@@ -44,7 +44,7 @@ JOB_INDEXES = [
 ]
 
 
-def new_job(endpoint: str, calls: Sequence[Deferral], holder: str, now: datetime) -> JobDoc:
+def new_job(endpoint: str, calls: Sequence[WaitingCall], holder: str, now: datetime) -> JobDoc:
     """The document of a job for these calls, leased to ``holder``; none of them is marked yet."""
     return {
         "_id": new_job_id(int(now.timestamp() * 1000)), "v": JOB_FORMAT, "endpoint": endpoint, "status": "open",
@@ -94,16 +94,16 @@ class Jobs:
                 return found[1:]
             found.append(doc["joins"]["endpoint"])
 
-    async def waiting(self, endpoint: str, most: int) -> list[Deferral]:
+    async def waiting(self, endpoint: str, most: int) -> list[WaitingCall]:
         """The calls that wait for a job of the endpoint and are in none, the longest waiting first."""
         where = {"joins.endpoint": endpoint, "joins.job": None}
         found = self._runs.find(where, {"joins": 1}).sort("joins.since", ASCENDING).limit(most)
         return [
-            Deferral(doc["_id"], doc["joins"]["since"], doc["joins"]["until"])
+            WaitingCall(doc["_id"], doc["joins"]["since"], doc["joins"]["until"])
             for doc in await self._answer(found.to_list())
         ]
 
-    async def begin(self, endpoint: str, calls: Sequence[Deferral], holder: str) -> JobDoc:
+    async def begin(self, endpoint: str, calls: Sequence[WaitingCall], holder: str) -> JobDoc:
         """A new job, leased to us, with these calls in it but for those that wait no more or are in another."""
         job = new_job(endpoint, calls, holder, self._now())
         await self._answer(self._jobs.insert_one(cast("Doc", job)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from agentq.engine.joining import Deferral
+from agentq.engine.joining import WaitingCall
 from agentq.store.jobs import LEASE, REMEMBERED, SEEN_JOBS, expected_s, new_job
 from agentq.store.memory import MemoryStore
 from schemas.job import JOB_FORMAT, JobDoc
@@ -30,11 +30,11 @@ class MemoryJobs:
     async def endpoints(self) -> list[str]:
         return sorted({run["joins"]["endpoint"] for run in self._free()})
 
-    async def waiting(self, endpoint: str, most: int) -> list[Deferral]:
+    async def waiting(self, endpoint: str, most: int) -> list[WaitingCall]:
         found = [run for run in self._free() if run["joins"]["endpoint"] == endpoint]
-        return [Deferral(run["_id"], run["joins"]["since"], run["joins"]["until"]) for run in found[:most]]
+        return [WaitingCall(run["_id"], run["joins"]["since"], run["joins"]["until"]) for run in found[:most]]
 
-    async def begin(self, endpoint: str, calls: Sequence[Deferral], holder: str) -> JobDoc:
+    async def begin(self, endpoint: str, calls: Sequence[WaitingCall], holder: str) -> JobDoc:
         job = new_job(endpoint, calls, holder, self._store.now())
         await self.insert(job)
         await self.mark(job, calls)
@@ -44,7 +44,7 @@ class MemoryJobs:
         """The first half of ``begin``."""
         self.docs[job["_id"]] = {**job}
 
-    async def mark(self, job: JobDoc, calls: Sequence[Deferral]) -> None:
+    async def mark(self, job: JobDoc, calls: Sequence[WaitingCall]) -> None:
         """The second half of ``begin``."""
         for call in calls:
             run = self._store.runs.get(call.run_id)

@@ -13,7 +13,7 @@ import pytest
 from agentq.engine import advance, joining
 from agentq.engine.commit import Commit, plan
 from agentq.engine.decision import Deferred
-from agentq.engine.joining import Deferral
+from agentq.engine.joining import WaitingCall
 from agentq.protocol import Request
 from agentq.run import new_run
 from agentq.store.api import Verdict
@@ -62,7 +62,7 @@ class Bench:
 
     async def begin(self, *run_ids: str, holder: str = "a", endpoint: str = HERE) -> JobDoc:
         now = self.store.now()
-        return await self.jobs.begin(endpoint, [Deferral(run_id, now, now + DAY) for run_id in run_ids], holder)
+        return await self.jobs.begin(endpoint, [WaitingCall(run_id, now, now + DAY) for run_id in run_ids], holder)
 
     async def forget_lease(self, job_id: str) -> None:
         """Its holder has been silent for too long."""
@@ -100,7 +100,7 @@ async def test_calls_wait_by_endpoint_the_longest_first_until_they_are_in_a_job(
     assert [call.run_id for call in await bench.jobs.waiting(HERE, 9)] == ["r2", "r3", "r1"]
     (first,) = await bench.jobs.waiting(HERE, 1)
     joins = (await bench.run("r2"))["joins"]
-    assert first == Deferral("r2", joins["since"], joins["until"])
+    assert first == WaitingCall("r2", joins["since"], joins["until"])
     await bench.begin("r1", "r2", "r3")
     assert await bench.jobs.endpoints() == [ELSEWHERE]
     assert await bench.jobs.waiting(HERE, 9) == []

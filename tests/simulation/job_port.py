@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from agentq.engine.joining import Deferral
+from agentq.engine.joining import WaitingCall
 from agentq.store.jobs import new_job
 from agentq.store.memory import MemoryStore
 from agentq.store.memory_jobs import MemoryJobs
@@ -31,7 +31,7 @@ class JobsServer(MemoryJobs):
         """``due`` by the asking process's clock, as MongoDB's store asks."""
         return self.due_at(now)
 
-    async def mark(self, job: JobDoc, calls: Sequence[Deferral]) -> None:
+    async def mark(self, job: JobDoc, calls: Sequence[WaitingCall]) -> None:
         before = {run["_id"]: run["joins"].get("job") for run in self._store.runs.values() if "joins" in run}
         await super().mark(job, calls)
         for run in self._store.runs.values():
@@ -60,11 +60,11 @@ class JobsPort:
         found: list[str] = await self._ask("endpoints", self._jobs.endpoints)
         return found
 
-    async def waiting(self, endpoint: str, most: int) -> list[Deferral]:
-        found: list[Deferral] = await self._ask("waiting", self._jobs.waiting, endpoint, most)
+    async def waiting(self, endpoint: str, most: int) -> list[WaitingCall]:
+        found: list[WaitingCall] = await self._ask("waiting", self._jobs.waiting, endpoint, most)
         return found
 
-    async def begin(self, endpoint: str, calls: Sequence[Deferral], holder: str) -> JobDoc:
+    async def begin(self, endpoint: str, calls: Sequence[WaitingCall], holder: str) -> JobDoc:
         """Two requests, as on MongoDB. The job's name is random there; here it must be the same in every replay."""
         job = new_job(endpoint, calls, holder, self._now())
         job["_id"] = self._world.job_name()

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from pydantic import Field
 
-from agentq.engine.joining import Deferral, window
+from agentq.engine.joining import WaitingCall, window
 from agentq.engine.replay import agrees
 from agentq.llm.endpoints import Provider
 from agentq.llm.http import HttpLlm
@@ -351,7 +351,7 @@ async def test_without_a_joiner_the_scheduler_makes_calls_live_and_late_answers_
 async def test_an_endpoint_that_has_become_slow_is_not_waited_for(yard: Yard) -> None:
     async with works(yard, batches={"seconds": 0}) as made:
         now = yard.store.now()
-        seen = await yard.store.jobs.begin("openai/m-1", [Deferral("r0", now, now)], "x")
+        seen = await yard.store.jobs.begin("openai/m-1", [WaitingCall("r0", now, now)], "x")
         slow = {"status": "done", "live": False, "sent_at": now - DAY, "ended_at": now, "error": None}
         await yard.store.jobs._jobs.update_one({"_id": seen["_id"]}, {"$set": slow})
         batch = await made.begin()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agentq.engine import advance, joining
 from agentq.engine.commit import due, hints, plan
 from agentq.engine.decision import Failed, Replied
-from agentq.engine.joining import Deferral, deferral, gather, window
+from agentq.engine.joining import WaitingCall, deferral, gather, window
 from agentq.engine.recovery import look
 from agentq.engine.replay import agrees
 from schemas.catalog import BatchEndpoint, Bundle
@@ -183,8 +183,8 @@ def test_however_calls_are_made_the_journal_gives_the_state(life: list[tuple[str
     assert agrees({line.bundle.hash: line.bundle}, line.whole)
 
 
-def calls(count: int, since: datetime = START, until: datetime = START + DAY) -> list[Deferral]:
-    return [Deferral(f"r{number}", since, until) for number in range(count)]
+def calls(count: int, since: datetime = START, until: datetime = START + DAY) -> list[WaitingCall]:
+    return [WaitingCall(f"r{number}", since, until) for number in range(count)]
 
 
 def test_a_job_is_made_when_it_is_full_or_its_first_call_has_waited_long_enough() -> None:
