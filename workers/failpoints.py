@@ -7,12 +7,10 @@ import os
 import signal
 
 from agentq.errors import ConfigError
+from agentq.runtime.joiner import JOB_CRASH_POINTS
 from agentq.runtime.runtime import CRASH_POINTS, CrashPoint, no_crash
 
-KNOWN = (
-    *CRASH_POINTS, "scheduler_after_commit", "after_admit", "after_delivery",
-    "job_sending", "job_sent", "job_answer_in",
-)  # fmt: skip
+KNOWN = (*CRASH_POINTS, *JOB_CRASH_POINTS, "scheduler_after_commit", "after_admit", "after_delivery")
 
 
 def crash_point(spec: str | None) -> CrashPoint:

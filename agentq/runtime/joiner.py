@@ -39,6 +39,7 @@ GROUP = 50  # calls taken in together: the admission shares the process and must
 MANY_TRIES = 8  # failures in a row to hand a job in; if the provider has it not, its calls are made live
 LOOK_S = (1.0, 60.0)  # how often a job is looked at: a tenth of its age, within these bounds
 LEASE_LOST = "lease_lost"
+JOB_CRASH_POINTS = ("job_sending", "job_sent", "job_answer_in")  # as the others; the last one is passed in answers.py
 LOST_AFTER = timedelta(days=3)  # a job that the provider cannot tell of for so long is given up
 
 

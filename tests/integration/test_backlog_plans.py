@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from agentq.protocol import Request, new_run
+from agentq.protocol import Request
+from agentq.run import new_run
 from agentq.store.backlog_queries import IN_FLIGHT, first_of_line, first_runs
 from agentq.store.mongo import MongoStore
 from tests.unit.runtime.world import Shop, make_bundle

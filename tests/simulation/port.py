@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+UNHEARD = ("tool_unknown_undone", "tool_unknown_done")
 SPINNING = ROUNDS  # times that one look of the scheduler meets the same run unchanged
 
 
@@ -267,7 +268,10 @@ class Port:
         world, process = self.world, self.process
         run_id, step_id = context.run_id, context.step_id
         world.books.effect(process, run_id, step_id)
-        fault = world.faults.strike("tool", process.name)
+        fault = world.unheard.pop((run_id, step_id), None) if world.faults.on else None
+        fault = fault or world.faults.strike("tool", process.name)
+        if fault in UNHEARD and world.rng.random() < 0.5:
+            world.unheard[run_id, step_id] = fault  # whose answer was too late may be too late again
         world.note(process, f"tool {name} for {run_id}:{step_id} {fault or ''}")
         if fault is not None:
             world.disturb(process, fault)

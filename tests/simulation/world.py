@@ -75,6 +75,7 @@ class World:
         if self.provider is not None:
             self._fault_ms = max(self._fault_ms, 30_000)
             self.faults.spared = rng.choice(("w", "-"))  # half of the time all strike schedulers and joiners
+        self.unheard: dict[tuple[str, str], str] = {}  # steps whose next tool call meets the fault of the last one
         self._cost = 0
         self._quiet_at = 0  # nothing that was delayed comes later
         self._names = 0

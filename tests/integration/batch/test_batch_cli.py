@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from schemas.batch import run_id
 from tests.integration.batch.conftest import Yard, lines, until
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+AGENTQ_BATCH = (sys.executable, "-m", "agentq.cli", "batch")
 Agentq = Callable[..., Awaitable[Result]]
 
 
@@ -30,7 +32,8 @@ def env(mongo_url: str, database: str, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def agentq(yard: Yard, env: dict[str, str]) -> Agentq:
-    """Run a command in a thread of its own, so that the yard can work meanwhile."""
+    """Run a command in a thread of its own, so that the yard can work meanwhile; one at a time, since it takes over
+    the process's environment and output."""
 
     async def run(*words: str, code: int = 0, text: bytes | None = None) -> Result:
         done = await asyncio.to_thread(CliRunner(env=env).invoke, cli, ["batch", *words], input=text)
@@ -105,11 +108,13 @@ async def test_results_and_errors_go_to_files_of_their_own(
 
 
 async def test_a_cursor_gives_each_line_once_and_follow_waits_for_the_end(
-    yard: Yard, agentq: Agentq, file: Path
+    yard: Yard, agentq: Agentq, file: Path, env: dict[str, str]
 ) -> None:
     batch_id = (await agentq("submit", str(file))).stdout.strip()
     batch = await yard.batch(batch_id)
-    following = asyncio.create_task(agentq("results", batch_id, "--follow"))
+    following = await asyncio.create_subprocess_exec(
+        *AGENTQ_BATCH, "results", batch_id, "--follow", cwd=CHECKOUT, env={**os.environ, **env}, stdout=PIPE
+    )
     had: list[int] = []
     for some in (2, 1, 3):
         await yard.end(batch, await yard.admit(batch, some))
@@ -117,7 +122,8 @@ async def test_a_cursor_gives_each_line_once_and_follow_waits_for_the_end(
         had += [one["line"] for one in records(await agentq("results", batch_id, "--cursor", "ann"))]
     assert sorted(had) == list(range(1, 8))
     assert records(await agentq("results", batch_id, "--cursor", "ann")) == []
-    followed = records(await following)
+    followed = [json.loads(line) for line in (await following.communicate())[0].splitlines()]
+    assert following.returncode == 0
     assert [one["line"] for one in followed] == had
     assert [one["n"] for one in followed] == list(range(1, 8))
     rest = await agentq("results", batch_id, "--cursor", "5")
@@ -250,7 +256,7 @@ async def test_a_submitter_killed_by_sigkill_is_continued_by_submitting_again(
     path = tmp_path / "many.jsonl"
     path.write_bytes(lines(8_000) + b"{broken\n")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "agentq.cli", "batch", "submit", str(path), cwd=CHECKOUT, env={**os.environ, **env}
+        *AGENTQ_BATCH, "submit", str(path), cwd=CHECKOUT, env={**os.environ, **env}
     )
 
     async def begun() -> bool:
