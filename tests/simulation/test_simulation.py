@@ -67,7 +67,7 @@ def test_every_kind_of_fault_and_every_crash_point_is_reached() -> None:
 
 
 def test_a_failing_seed_is_shrunk_to_the_faults_it_needs() -> None:
-    """Of all the faults of the schedule few remain, the lost answer that this bug needs among them, and none too many."""
+    """Of all the faults few remain, the lost answer that this bug needs among them, and none too many."""
     with receipts_are_ignored():
         _, failed = play_many(range(5_000), stop_at_first=True)
         mute, least = shrink(failed[0].seed)
