@@ -33,6 +33,7 @@ class Gate:
         self._doc: Doc = {}
         self._read = -FRESH_S
         self._room = 0
+        self._reserved: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -46,6 +47,7 @@ class Gate:
         with self._lock:
             self._doc = doc if doc and now - doc["at"] < STALE else {}
             self._room = self._doc.get("room", 0)
+            self._reserved = dict(self._doc.get("reserved", {}))
             self._waiting = {}
 
     def cost(self, request: Request) -> int:
@@ -55,7 +57,8 @@ class Gate:
         return cost if request.budget_usd is None else max(1, min(cost, round(request.budget_usd * 1e9)))
 
     def straight(self, request: Request) -> bool:
-        """May the request go straight to its pool? Batches never do, nor who has caps, nor while others wait."""
+        """May the request go straight to its pool? Batches never do, nor who has caps, nor while others of its class
+        wait. Those of less urgent classes do not matter: what is reserved for a class is free beside a full window."""
         if request.priority == "batch":
             return False
         doc = self._doc
@@ -64,8 +67,12 @@ class Gate:
         if request.priority in doc["waiting"] or {request.tenant, request.flow} & {*doc["capped"]}:
             return False
         with self._lock:
+            reserved = self._reserved.get(request.priority, 0)
+            if self._room <= 0 and reserved <= 0:
+                return False
             self._room -= 1
-            return self._room >= 0
+            self._reserved[request.priority] = reserved - 1
+            return True
 
     def limited(self, request: Request) -> bool:
         """May so much wait already that ``check_room`` refuses the request?"""

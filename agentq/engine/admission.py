@@ -22,7 +22,7 @@ from agentq.protocol import Priority
 
 __all__ = [
     "CLASSES", "SHARES", "Admitted", "Books", "Decision", "Line", "Quota", "Waiting",
-    "correct", "decide", "places", "tenant_of",
+    "correct", "decide", "places", "reserved", "tenant_of",
 ]  # fmt: skip
 
 CLASSES: tuple[Priority, ...] = ("interactive", "standard", "batch")  # the most urgent first
@@ -62,7 +62,14 @@ def places(
     priority: Priority, window: int, flight: Mapping[Priority, int], shares: Mapping[Priority, float] = SHARES
 ) -> int:
     """How many runs of a class may enter a pool of which ``flight`` are in it by class, and ``window`` may be."""
-    return max(0, window - sum(flight.values()), _reserve(shares[priority], window) - flight.get(priority, 0))
+    return max(0, window - sum(flight.values()), reserved(priority, window, flight, shares))
+
+
+def reserved(
+    priority: Priority, window: int, flight: Mapping[Priority, int], shares: Mapping[Priority, float] = SHARES
+) -> int:
+    """How many runs of a class may enter though the window is full."""
+    return max(0, _reserve(shares[priority], window) - flight.get(priority, 0))
 
 
 def _reserve(share: float, window: int) -> int:

@@ -19,7 +19,18 @@ from datetime import datetime
 from typing import Any
 
 from agentq.clock import elapsed_s
-from agentq.engine.admission import CLASSES, Admitted, Books, Decision, Quota, correct, decide, places, tenant_of
+from agentq.engine.admission import (
+    CLASSES,
+    Admitted,
+    Books,
+    Decision,
+    Quota,
+    correct,
+    decide,
+    places,
+    reserved,
+    tenant_of,
+)
 from agentq.engine.window import Sight, Window, adapt
 from agentq.errors import AgentqError
 from agentq.protocol import Hint, Pool, Priority
@@ -223,7 +234,9 @@ class Admission:
 
     async def _tell(self) -> None:
         """What clients go by: may a request go straight to its pool, what may it cost, whose runs are capped."""
-        flight = sum(one.runs for one in await self._backlog.flight())
+        flight: Counts = {}
+        for one in await self._backlog.flight():
+            flight[one.priority] = flight.get(one.priority, 0) + one.runs
         size = max([self._first_window, *(window.size for window in self._windows.values())])
         told = self._flights.told()
         ending = int(sum(told["rates"].values()))  # in the second for which a client goes by this
@@ -232,7 +245,8 @@ class Admission:
             {
                 "at": self._backlog.now(),
                 "waiting": sorted(self._waiting),
-                "room": max(0, size - flight) + (0 if self._waiting else ending),
+                "room": max(0, size - sum(flight.values())) + (0 if self._waiting else ending),
+                "reserved": {priority: reserved(priority, size, flight) for priority in CLASSES},
                 "capped": sorted(name for name, limit in self._limits.items() if limit.caps),
                 "lines": {name: limit.waiting for name, limit in self._limits.items() if limit.waiting is not None},
                 **told,

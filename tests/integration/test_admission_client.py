@@ -112,6 +112,17 @@ async def test_while_others_wait_or_there_is_no_room_requests_wait_too(client: C
         assert not (await load(store, run.run_id))["in_flight"]
 
 
+async def test_an_urgent_request_needs_no_room_but_what_is_reserved_for_its_class(
+    client: Client, store: MongoStore
+) -> None:
+    """A batch that keeps the window full makes nobody wait for the admission's next look."""
+    await gate(store, waiting=["batch"], room=0, reserved={"interactive": 2, "standard": 1, "batch": 9})
+    runs = [client.submit("x", priority="interactive") for _ in range(3)]
+    runs += [client.submit("x") for _ in range(2)]
+    flying = [(await load(store, run.run_id))["in_flight"] for run in runs]
+    assert flying == [True, True, False, True, False]
+
+
 async def test_over_the_queue_limit_a_request_is_refused_with_a_time_to_come_back(
     client: Client, store: MongoStore
 ) -> None:

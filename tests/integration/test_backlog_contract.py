@@ -265,6 +265,7 @@ async def test_the_admission_fills_the_window_and_keeps_caps_whoever_leads(bench
     assert gate is not None
     assert gate["waiting"] == ["batch"]
     assert gate["room"] == 0
+    assert gate["reserved"]["interactive"] > 0
     assert gate["capped"] == ["a", "b"]
 
 
