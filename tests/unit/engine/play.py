@@ -10,13 +10,16 @@ from agentq.engine import advance
 from agentq.engine.commit import Commit, plan
 from agentq.engine.decision import Decision, Failed, Observed, Outcome, Replied
 from agentq.engine.effects import ToolCallEffect, effect
+from agentq.engine.joining import deferral
 from agentq.protocol import Request
 from agentq.run import new_run
-from schemas.catalog import Bundle
+from schemas.catalog import BatchEndpoint, Bundle
 from schemas.llm import LlmCall, LlmReply
 from schemas.run import RUN, Entry, RunDoc
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+WALL_S = 300.0  # how long a run of ``with_endpoint`` may take
 
 READ = {"description": "reads", "parameters": {"type": "object"}}
 TOOLS: dict[str, dict[str, Any]] = {
@@ -139,3 +142,32 @@ class Play:
     def result(self) -> dict[str, Any]:
         assert self.run["result"] is not None
         return cast("dict[str, Any]", self.run["result"])
+
+
+def with_endpoint(**endpoint: Any) -> Bundle:
+    plain = bundle(run={"max_wall_s": WALL_S})
+    model = plain.models["m"].model_copy(update={"batch_endpoint": BatchEndpoint(**endpoint)})
+    return plain.model_copy(update={"models": {"m": model}})
+
+
+class Line(Play):
+    """A line of a batch with a window."""
+
+    def __init__(self, of: Bundle | None = None, complete_by: datetime = START + DAY) -> None:
+        super().__init__(of or with_endpoint())
+        line: Any = {"id": "batch_1", "line": 1, "custom_id": "m-1", "complete_by": complete_by}
+        self.run = cast("RunDoc", {**self.run, "batch": line})
+
+    def deferred(self) -> Line:
+        """The open call is put off."""
+        found = deferral(self.call(), self.run, self.step, self.now)
+        assert found is not None
+        self.end(found)
+        return self
+
+    def joined(self, text: str = "", calls: Any = (), outcome: Failed | None = None) -> Line:
+        """The answer of a job comes."""
+        usage: Any = {"input_tokens": 3, "output_tokens": 2}
+        reply = Replied(LlmReply(text, list(calls), "stop", usage, 7, "m-1", 1), self.at_ms)
+        self.decide(advance.joined(self.bundle, self.run, outcome or reply, "job_1", 5))
+        return self

@@ -11,46 +11,13 @@ from hypothesis import strategies as st
 
 from agentq.engine import advance, joining
 from agentq.engine.commit import due, hints, plan
-from agentq.engine.decision import Failed, Replied
+from agentq.engine.decision import Failed
 from agentq.engine.joining import WaitingCall, deferral, gather, window
 from agentq.engine.recovery import look
 from agentq.engine.replay import agrees
-from schemas.catalog import BatchEndpoint, Bundle
-from schemas.llm import LlmReply
+from schemas.catalog import BatchEndpoint
 from schemas.run import RunDoc
-from tests.unit.engine.play import ACCEPT, START, TO_BILLING, Play, bundle, wish
-
-DAY = timedelta(days=1)
-WALL_S = 300.0
-
-
-def with_endpoint(**endpoint: Any) -> Bundle:
-    plain = bundle(run={"max_wall_s": WALL_S})
-    model = plain.models["m"].model_copy(update={"batch_endpoint": BatchEndpoint(**endpoint)})
-    return plain.model_copy(update={"models": {"m": model}})
-
-
-class Line(Play):
-    """A line of a batch with a window."""
-
-    def __init__(self, of: Bundle | None = None, complete_by: datetime = START + DAY) -> None:
-        super().__init__(of or with_endpoint())
-        line: Any = {"id": "batch_1", "line": 1, "custom_id": "m-1", "complete_by": complete_by}
-        self.run = cast("RunDoc", {**self.run, "batch": line})
-
-    def deferred(self) -> Line:
-        """The open call is put off."""
-        found = deferral(self.call(), self.run, self.step, self.now)
-        assert found is not None
-        self.end(found)
-        return self
-
-    def joined(self, text: str = "", calls: Any = (), outcome: Failed | None = None) -> Line:
-        """The answer of a job comes."""
-        usage: Any = {"input_tokens": 3, "output_tokens": 2}
-        reply = Replied(LlmReply(text, list(calls), "stop", usage, 7, "m-1", 1), self.at_ms)
-        self.decide(advance.joined(self.bundle, self.run, outcome or reply, "job_1", 5))
-        return self
+from tests.unit.engine.play import ACCEPT, DAY, START, TO_BILLING, WALL_S, Line, Play, wish, with_endpoint
 
 
 def test_a_call_waits_only_where_the_window_leaves_time_for_a_job_and_for_live_calls() -> None:
@@ -133,6 +100,18 @@ def test_a_run_that_ends_meanwhile_waits_for_nothing() -> None:
     planned = plan(line.run, advance.cancel(line.run, line.at_ms), now=line.now)
     assert "joins" not in planned.after
     assert "joins" in planned.drops
+
+
+def test_a_run_that_somebody_has_cancelled_is_not_made_live() -> None:
+    line = Line().deferred()
+    line.run = cast("RunDoc", {**line.run, "cancel": {"reason": "enough", "at": START}})
+    line.decide(advance.released(line.run, line.at_ms, "job_failed", paid=True))
+    assert (line.run["status"], line.run["steps"], line.run["waste"]) == (
+        "cancelled",
+        {},
+        {"lost_calls": 1, "lost_llm_calls": 1},
+    )
+    assert line.happened()[-2:] == ["step.undeferred", "run.cancelled"]
 
 
 ACTS = st.lists(
