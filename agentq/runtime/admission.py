@@ -365,22 +365,27 @@ class Admission:
 
     async def _allowed(self, flight: Iterable[Flying]) -> Mapping[str, Quota]:
         """What may still be admitted for those that have caps, and of what has no room for more."""
-        quotas = self._quotas(flight)
+        spenders = {tenant_of(name) for name, limit in self._limits.items() if limit.spend is not None}
+        quotas = self._quotas(flight, await self._backlog.joining(spenders) if spenders else {})
         return quotas if self._room is None else with_room(quotas, await self._room())
 
-    def _quotas(self, flight: Iterable[Flying]) -> dict[str, Quota]:
+    def _quotas(self, flight: Iterable[Flying], joining: Mapping[str, int]) -> dict[str, Quota]:
+        """``joining``: the cost of what waits for a provider's job, by flow."""
         capped = {name: limit for name, limit in self._limits.items() if limit.caps}
         runs, spend = dict.fromkeys(capped, 0), dict.fromkeys(capped, 0)
         for flow, count, cost in ((flow, *flying) for one in flight for flow, flying in one.flows.items()):
             for name in {flow, tenant_of(flow)} & capped.keys():
                 runs[name] += count
                 spend[name] += cost
+        for flow, cost in joining.items():
+            for name in {flow, tenant_of(flow)} & capped.keys():
+                spend[name] += cost
         return {
             name: Quota(
                 None if limit.in_flight is None else limit.in_flight - runs[name],
                 None if limit.spend is None else limit.spend - spend[name],
                 None if limit.per_minute is None else limit.per_minute - self._rates.recent(name, self._second()),
-                idle=not runs[name],
+                idle=not runs[name] and not spend[name],
             )
             for name, limit in capped.items()
         }

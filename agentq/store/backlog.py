@@ -17,7 +17,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from agentq.engine.admission import Waiting
 from agentq.protocol import TERMINAL, Pool, Priority
-from agentq.store.backlog_queries import IN_FLIGHT, RELEASE, admission, first_of_line, first_runs, look_again
+from agentq.store.backlog_queries import IN_FLIGHT, RELEASE, admission, first_of_line, first_runs, joining, look_again
 from schemas.catalog import NODE_POOL, Bundle
 
 T = TypeVar("T")
@@ -86,6 +86,10 @@ class Backlog(Protocol):
 
     async def flight(self) -> list[Flying]:
         """What is in flight and does not rest, counted."""
+
+    async def joining(self, tenants: Collection[str]) -> dict[str, int]:
+        """The estimated cost of these tenants' runs that wait for a provider's job, by flow. They take no place in a
+        pool and are no part of ``flight``, but what they cost is as good as spent."""
 
     async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
         """All runs in flight: where they entered, class, flow, estimated cost."""
@@ -181,6 +185,10 @@ class MongoBacklog:
             for doc in await self._answer(grouped.to_list())
             if {"pool", "priority"} <= (one := doc["_id"]).keys() and doc["flows"]
         ]  # fmt: skip
+
+    async def joining(self, tenants: Collection[str]) -> dict[str, int]:
+        grouped = await self._answer(self._runs.aggregate(joining(tenants), hint="joining"))
+        return {doc["_id"]: doc["cost"] for doc in await self._answer(grouped.to_list())}
 
     async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
         fields = {"pool": 1, "priority": 1, "flow": 1, "cost": 1}

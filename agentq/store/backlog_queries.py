@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -39,6 +40,11 @@ BACKLOG_INDEXES = [
         partialFilterExpression={"in_flight": True},
     ),
     IndexModel(
+        [("tenant", ASCENDING), ("joins.endpoint", ASCENDING), ("flow", ASCENDING), ("cost", ASCENDING)],
+        name="joining",
+        partialFilterExpression={"joins.endpoint": {"$exists": True}},
+    ),
+    IndexModel(
         [("tenant", ASCENDING), ("backlog.debounce", ASCENDING)],
         name="debounce",
         unique=True,
@@ -72,6 +78,14 @@ IN_FLIGHT: list[Doc] = [
         "costs": {"$push": "$cost"},
     }},
 ]  # fmt: skip
+
+
+def joining(tenants: Collection[str]) -> list[Doc]:
+    """The cost of what waits for a provider's job, by flow; from the index alone."""
+    return [
+        {"$match": {"tenant": {"$in": [*tenants]}, "joins.endpoint": {"$gt": ""}}},
+        {"$group": {"_id": "$flow", "cost": {"$sum": "$cost"}}},
+    ]
 
 
 def first_runs(priority: Priority, pool: Pool) -> list[Doc]:

@@ -95,6 +95,13 @@ class MemoryBacklog:
             for (pool, priority, taken), flows in counts.items()
         ]
 
+    async def joining(self, tenants: Collection[str]) -> dict[str, int]:
+        costs: dict[str, int] = defaultdict(int)
+        for run in self._store.runs.values():
+            if "joins" in run and run["tenant"] in tenants:
+                costs[run["flow"]] += run["cost"]
+        return {**costs}
+
     async def flying(self) -> dict[str, tuple[Pool, Priority, str, int]]:
         return {
             run["_id"]: (run["pool"], run["priority"], run["flow"], run["cost"])  # type: ignore[misc]

@@ -63,8 +63,8 @@ class Bench:
         lines = await self.backlog.heads(priority, "router", [flow], 500)
         return [head.run_id for head in lines.get(flow, [])]
 
-    async def pause(self, run_id: str) -> None:
-        stored: Any = {**await self.run(run_id), "status": "paused"}
+    async def put(self, run_id: str, **fields: Any) -> None:
+        stored: Any = {**await self.run(run_id), **fields}
         if isinstance(self.store, MemoryStore):
             self.store.insert(stored)
         else:
@@ -105,6 +105,19 @@ async def test_a_waiting_run_is_nobodys_before_it_is_admitted(bench: Bench) -> N
     assert look(run, bench.store.now() + timedelta(days=1), 5, {}) is None
     assert [run["_id"] async for run in bench.store.live()] == []
     assert await bench.store.due(10) == []
+
+
+async def test_what_waits_for_a_providers_job_is_known_by_its_cost(bench: Bench) -> None:
+    for run_id, tenant, key in (("r1", "a", None), ("r2", "a", "k"), ("r3", "b", None), ("r4", "a", None)):
+        await bench.born(run_id, tenant=tenant, key=key, cost=5)
+    assert await bench.backlog.admit(["r1", "r2", "r3"]) == {"r1", "r2", "r3"}
+    now = bench.store.now()
+    for run_id in ("r1", "r2", "r3"):
+        await bench.put(run_id, status="waiting", joins={"step": "s1", "endpoint": "o/m", "since": now, "until": now})
+    assert await bench.backlog.joining(["a"]) == {"a": 5, "a|k": 5}
+    await bench.end("r1")
+    assert await bench.backlog.joining(["a", "b", "c"]) == {"a|k": 5, "b": 5}
+    assert await bench.backlog.joining([]) == {}
 
 
 async def test_a_run_is_admitted_once_and_may_then_be_claimed(bench: Bench) -> None:
@@ -168,7 +181,7 @@ async def test_the_first_of_a_line_is_named_though_it_may_not_go_now(bench: Benc
     """The heads leave it out: whoever compares them sees a difference and asks again."""
     await bench.born("r1", tenant="a")
     await bench.born("r2", tenant="a")
-    await bench.pause("r1")
+    await bench.put("r1", status="paused")
     assert await bench.waiting() == {"standard": {"router": {"a": "r1"}}}
     assert await bench.heads("standard", "a") == ["r2"]
 

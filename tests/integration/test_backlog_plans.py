@@ -9,7 +9,7 @@ import pytest
 
 from agentq.protocol import Request
 from agentq.run import new_run
-from agentq.store.backlog_queries import IN_FLIGHT, first_of_line, first_runs
+from agentq.store.backlog_queries import IN_FLIGHT, first_of_line, first_runs, joining
 from agentq.store.mongo import MongoStore
 from tests.unit.runtime.world import Shop, make_bundle
 
@@ -55,3 +55,11 @@ async def test_what_is_in_flight_is_read_from_the_index_alone(store: MongoStore)
     told = await explain(store, IN_FLIGHT, hint="flight")
     assert told["executionStats"]["totalDocsExamined"] == 0
     assert told["executionStats"]["totalKeysExamined"] <= 2 * FLOWS
+
+
+async def test_what_waits_for_a_job_is_read_from_the_index_alone(store: MongoStore) -> None:
+    joins = {"step": "s1", "endpoint": "o/m", "since": store.now(), "until": store.now()}
+    await store.runs.update_many({"flow": {"$in": ["t1", "t2"]}}, {"$set": {"joins": joins, "cost": 7}})
+    told = await explain(store, joining(["t1"]), hint="joining")
+    assert told["executionStats"]["totalDocsExamined"] == 0
+    assert told["executionStats"]["totalKeysExamined"] <= LONG + 2

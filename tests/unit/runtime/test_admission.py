@@ -215,6 +215,22 @@ async def test_a_run_dearer_than_the_whole_cap_goes_alone() -> None:
     assert desk.backlog.in_flight("r2")
 
 
+async def test_what_waits_for_a_providers_job_counts_for_a_cap_on_spend_and_takes_no_place() -> None:
+    """Its money is as good as spent; that is what the cap is for."""
+    desk = Desk()
+    desk.backlog.known_limits["default"] = Limit(in_flight=1, spend=1_000)
+    for run_id in ("r1", "r2", "r3"):
+        desk.backlog.born(run_id, cost=500)
+    for run_id in ("r1", "r2"):
+        assert await desk.tick() == 1
+        assert desk.backlog.in_flight(run_id)
+        joins: Any = {"step": "s1", "endpoint": "openai/m", "since": desk.backlog.now(), "until": desk.backlog.now()}
+        desk.backlog.store.runs[run_id] |= {"status": "waiting", "joins": joins}  # type: ignore[typeddict-item]
+    assert await desk.tick() == 0
+    await _end(desk.backlog, "r1")
+    assert await desk.tick() == 1
+
+
 async def _end(backlog: Spied, run_id: str) -> None:
     run = await backlog.store.load(run_id)
     assert run is not None
