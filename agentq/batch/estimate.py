@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -48,6 +48,13 @@ def history(runs: Sequence[Mapping[str, Any]]) -> History | None:
         seconds_p50=quantile(seconds, 0.5),
         rate=_rate(runs),
     )
+
+
+def of_all(estimates: Mapping[str, Estimate], workflows: Iterable[str]) -> Estimate | None:
+    """The dearest of these workflows' estimates: a line may be of any of them. None where one of them is not known."""
+    found = [estimates.get(workflow) for workflow in workflows]
+    known = [one for one in found if one is not None]
+    return max(known, key=lambda one: one["p90_nano_usd"]) if known and len(known) == len(found) else None
 
 
 def quantile(ordered: Sequence[Any], share: float) -> Any:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
+from agentq.batch.estimate import history, of_all
 from agentq.batch.lines import Bad, Defaults, Good, parse_line, read_lines
 from agentq.canonical import canonical_json, sha256
 from agentq.errors import Conflict, InvalidRequest, UnknownWorkflow
@@ -104,7 +105,7 @@ def unique(line: Good | Bad, ids: Ids) -> Good | Bad:
 
 
 async def submit_file(
-    batches: Batches, now: Now, file: BinaryIO, name: str, order: Order, estimate: Estimate | None = None,
+    batches: Batches, now: Now, file: BinaryIO, name: str, order: Order,
     on_progress: Callable[[Submitted], None] = lambda _: None,
 ) -> Submission:  # fmt: skip
     """Hand in the lines of a file that can be read from its start again. Returns once all of them are durable.
@@ -115,7 +116,7 @@ async def submit_file(
     source = await asyncio.to_thread(digest, file, name)
     defaults = await defaults_for(batches, order)
     form = order.form if order.form is not None else await asyncio.to_thread(format_of, file, defaults)
-    batch = new_batch(order, source, form, list(defaults.workflows.values()), now(), estimate)
+    batch = new_batch(order, source, form, list(defaults.workflows.values()), now())
     ids = Ids()
     try:
         file.seek(0)
@@ -159,9 +160,7 @@ def submission_key(order: Order, sha: str) -> str:
     return sha256(canonical_json([sha, order.tenant, order.workflow, order.priority, order.again, order.retry_of]))
 
 
-def new_batch(
-    order: Order, source: Source, form: LineFormat, workflows: list[Any], now: datetime, estimate: Estimate | None
-) -> BatchDoc:  # fmt: skip
+def new_batch(order: Order, source: Source, form: LineFormat, workflows: list[Any], now: datetime) -> BatchDoc:
     """The document of a batch of which no line is on disk yet."""
     batch: BatchDoc = {
         "_id": new_batch_id(int(now.timestamp() * 1000)),
@@ -180,7 +179,7 @@ def new_batch(
         "created_at": now,
         "complete_by": order.complete_by,
         "budget_nano_usd": order.budget_nano_usd,
-        "estimate": estimate,
+        "estimate": None,
         "paused": None,
         "submitted": {"line": 0, "good": 0, "bad": 0},
         "total": None,
@@ -212,7 +211,9 @@ async def submit_lines(
     if stored["status"] != "validating":
         return Submission(stored, known)
     pinned = {workflow["name"]: workflow for workflow in stored["workflows"]}
-    chunks = _chunks(stored, pinned, lines(pinned), now)
+    estimates = await _estimates(batches, pinned)
+    met: set[str] = set()
+    chunks = _chunks(stored, pinned, _noting(lines(pinned), met), now, estimates)
     submitted = stored["submitted"]
     chunk = await asyncio.to_thread(next, chunks, None)
     while chunk is not None:
@@ -226,8 +227,22 @@ async def submit_lines(
         error = {"code": "empty_file", "message": "There is no line in it.", "hint": "Write one JSON object a line."}
         begun = await batches.move(stored["_id"], ["validating"], "failed", error=error)
     else:
-        begun = await batches.move(stored["_id"], ["validating"], "in_progress")
+        begun = await batches.move(stored["_id"], ["validating"], "in_progress", estimate=of_all(estimates, met))
     return Submission(begun or await _loaded(batches, stored["_id"]), known)
+
+
+async def _estimates(batches: Batches, workflows: Iterable[str]) -> dict[str, Estimate]:
+    """By workflow, what a run of it costs; those that have no history are left out."""
+    found = {name: history(await batches.history(name)) for name in workflows}
+    return {name: known.as_estimate() for name, known in found.items() if known is not None}
+
+
+def _noting(lines: Iterable[Good | Bad], met: set[str]) -> Iterator[Good | Bad]:
+    """The lines; the workflows of the good ones are noted."""
+    for line in lines:
+        if isinstance(line, Good):
+            met.add(line.request.workflow)
+        yield line
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,14 +254,17 @@ class _Chunk:
     last: int
 
 
-def _chunks(batch: BatchDoc, pinned: Any, lines: Iterable[Good | Bad], now: Now) -> Iterator[_Chunk]:
-    cost = batch["estimate"]["p50_nano_usd"] if batch["estimate"] else UNKNOWN_COST
+def _chunks(
+    batch: BatchDoc, pinned: Any, lines: Iterable[Good | Bad], now: Now, estimates: Mapping[str, Estimate]
+) -> Iterator[_Chunk]:
     runs: list[Doc] = []
     bad: list[BadLine] = []
     size = 0
     for line in lines:
         if line.line > batch["submitted"]["line"]:
             if isinstance(line, Good):
+                known = estimates.get(line.request.workflow)
+                cost = UNKNOWN_COST if known is None else known["p50_nano_usd"]
                 runs.append(_run(batch, line, pinned, now(), cost))
                 size += len(line.request.input)
             else:

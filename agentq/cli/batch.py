@@ -104,14 +104,11 @@ def _opened(file: str) -> BinaryIO:
 
 async def hand_in(store: MongoStore, lines: BinaryIO, name: str, order: Any, watching: bool, as_json: bool) -> int:
     """Submit, say what came of it, and stay if that is wished."""
-    from agentq.batch.estimate import history  # noqa: PLC0415
     from agentq.batch.submit import submit_file  # noqa: PLC0415
     from agentq.cli.batch_watch import watch_batch  # noqa: PLC0415
 
-    known = history(await store.batches.history(order.workflow))
-    estimate = known.as_estimate() if known else None
     with _Counting() as told:
-        done = await submit_file(store.batches, store.now, lines, name, order, estimate, told)
+        done = await submit_file(store.batches, store.now, lines, name, order, told)
     found = done.batch
     if as_json:
         click.echo(json.dumps({"batch_id": found["_id"], "known": done.known, **summary(found)}, default=str))

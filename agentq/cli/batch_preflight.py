@@ -98,7 +98,7 @@ async def _run_sample(store: MongoStore, file: BinaryIO, order: Order, defaults:
     try:
         source = {**digest(file, "a sample"), "bytes": 0}
         once = replace(order, again=os.urandom(8).hex(), priority="standard", complete_by=None, budget_nano_usd=None)
-        batch = new_batch(once, source, "agentq", list(defaults.workflows.values()), store.now(), None)  # type: ignore[arg-type]
+        batch = new_batch(once, source, "agentq", list(defaults.workflows.values()), store.now())  # type: ignore[arg-type]
         done = await submit_lines(store.batches, store.now, batch, lines)
     finally:
         ids.close()

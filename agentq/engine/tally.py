@@ -12,6 +12,7 @@ from typing import Any
 
 from schemas.batch import CANCELLED, EXPIRED, BadLine, BatchDoc, LineEnd
 
+AT_FIRST = 16  # lines that start on the word of earlier runs alone
 USAGE = ("steps", "llm_calls", "tool_calls", "input_tokens", "output_tokens")
 
 
@@ -122,7 +123,8 @@ def slots(batch: BatchDoc, under_way: int) -> int | None:
     """How many more lines of a batch may be admitted now; None: as many as the pools have room for.
 
     ``under_way``: lines admitted whose cost is not booked yet. Within a budget, what is booked, what is set aside for
-    those under way and for every further line stays below it. Where nobody knows what a line costs, one goes first.
+    those under way and for every further line stays below it. An estimate may be wrong, so no more are under way than
+    have ended, and a few: one where nobody knows what a line costs.
     """
     if batch["status"] != "in_progress" or batch["paused"] is not None:
         return 0
@@ -131,6 +133,6 @@ def slots(batch: BatchDoc, under_way: int) -> int | None:
     left, each = batch["budget_nano_usd"] - batch["cost_nano_usd"], line_estimate(batch)
     if left <= 0:
         return 0
-    if each is None:
-        return max(0, 1 - under_way)
-    return None if each == 0 else max(0, left // each - under_way)
+    ended = batch["entries"] - batch["counts"]["bad"]
+    learned = ended + (AT_FIRST if batch["estimate"] else 1)
+    return max(0, (min(left // each, learned) if each else learned) - under_way)

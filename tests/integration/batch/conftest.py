@@ -70,9 +70,7 @@ class Yard:
         """Nobody waits for a reply."""
 
     async def submit(self, content: bytes, **order: Any) -> Submission:
-        return await submit_file(
-            self.batches, self.store.now, io.BytesIO(content), "in.jsonl", Order(**order), order.pop("estimate", None)
-        )
+        return await submit_file(self.batches, self.store.now, io.BytesIO(content), "in.jsonl", Order(**order))
 
     async def batch(self, batch_id: str) -> BatchDoc:
         doc = await self.batches.load(batch_id)
@@ -128,8 +126,10 @@ class Yard:
         return planned.after
 
     async def all_through(self, batch: BatchDoc, **how: Any) -> None:
-        await self.end(batch, await self.admit(batch), **how)
-        await self.keeper.tick()
+        """All that the batch's room allows, again and again: what has ended makes room."""
+        while admitted := await self.admit(batch):
+            await self.end(batch, admitted, **how)
+            await self.keeper.tick()
         await self.keeper.tick()
 
     async def schedule(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from agentq.batch import submit
 from agentq.errors import Conflict, InvalidRequest, Unavailable, UnknownWorkflow
 from schemas.batch import CANCELLED, run_id
-from tests.integration.batch.conftest import Yard, lines
+from tests.integration.batch.conftest import BUNDLE, Yard, lines
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,22 @@ async def test_a_submitter_that_dies_is_continued_and_nothing_is_there_twice(
     assert [run["batch"]["line"] for run in runs] == [*range(1, 13), 26, 27, 28]
     assert [one["line"] for one in bad] == list(range(13, 26))
     assert await yard.batches.room() == {}
+
+
+async def test_what_is_set_aside_for_a_line_goes_by_the_workflows_in_the_file(yard: Yard) -> None:
+    """Whatever workflow the order names; and where one of them has never run, nobody knows."""
+    dear = BUNDLE.model_copy(update={"workflow": BUNDLE.workflow.model_copy(update={"name": "dear"})})
+    new = BUNDLE.model_copy(update={"workflow": BUNDLE.workflow.model_copy(update={"name": "new"})})
+    await yard.store.register([dear, new])
+    for workflow, cost in (("default", 10), ("dear", 90)):
+        await yard.all_through((await yard.submit(lines(1, workflow=workflow))).batch, cost=cost)
+    batch = (await yard.submit(lines(5, workflow="dear"), budget_nano_usd=1_000)).batch
+    assert batch["estimate"] == {"runs": 1, "p50_nano_usd": 90, "p90_nano_usd": 90}
+    assert len(await yard.admit(batch)) == 5
+    assert (await yard.run(batch, 1))["cost"] == 90
+    mixed = lines(9) + lines(1, workflow="new").replace(b"m-1", b"n-1")
+    batch = (await yard.submit(mixed, budget_nano_usd=1_000)).batch
+    assert (batch["estimate"], len(await yard.admit(batch))) == (None, 1)
 
 
 async def test_submitters_of_the_same_file_at_the_same_time_make_one_batch(yard: Yard) -> None:

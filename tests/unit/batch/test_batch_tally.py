@@ -78,7 +78,17 @@ def test_where_nobody_knows_what_a_line_costs_one_goes_first() -> None:
     unknown = batch(budget_nano_usd=100, entries=1, cost_nano_usd=0, max_line_nano_usd=0)
     assert slots(unknown, 0) == 1
     assert slots(unknown, 1) == 0
-    assert slots(batch(budget_nano_usd=100, entries=2, cost_nano_usd=0, max_line_nano_usd=0), 3) is None, "free lines"
+    free = batch(budget_nano_usd=100, entries=6, cost_nano_usd=0, max_line_nano_usd=0)
+    assert slots(free, 3) == 3, "five have ended and cost nothing; the next may cost something"
+
+
+def test_however_little_a_line_is_thought_to_cost_no_more_start_than_have_ended_and_a_few() -> None:
+    """The estimate may be of other lines than these."""
+    estimate = {"runs": 900, "p50_nano_usd": 1, "p90_nano_usd": 1}
+    known = batch(budget_nano_usd=100_000, cost_nano_usd=0, max_line_nano_usd=0, estimate=estimate, entries=1)
+    assert slots(known, 0) == 16
+    assert slots(known, 16) == 0
+    assert slots({**known, "entries": 41, "max_line_nano_usd": 9}, 16) == 40
 
 
 @given(
