@@ -22,6 +22,7 @@ FRESH_S = 1.0
 STALE = timedelta(seconds=10)
 _IN_LINE: Doc = {"backlog.class": {"$in": [*get_args(Priority)]}, "pool": {"$in": [*POOLS]}}
 _HELD: Doc = {"backlog.hold": {"$in": ["time", "turn"]}}
+FORESEEN_S = 24 * 3600.0  # an estimate of more is none
 DEEPEST = 1_000  # how far a position is counted; behind it, a run is "somewhere behind"
 
 
@@ -124,18 +125,20 @@ class Gate:
         )
         if before >= DEEPEST:
             return None, None
-        return before, self._estimate(str(backlog["class"]), run["tenant"], before + 1)
+        return before, self._estimate(str(backlog["class"]), run["tenant"], run["flow"], before + 1)
 
     def _wait_s(self, request: Request, runs: int) -> float | None:
-        return self._estimate(request.priority, request.tenant, runs)
+        return self._estimate(request.priority, request.tenant, request.flow, runs)
 
-    def _estimate(self, priority: str, tenant: str, runs: int) -> float | None:
-        """How long until ``runs`` more of the tenant's have been let in, by what ended lately and its share."""
+    def _estimate(self, priority: str, tenant: str, flow: str, runs: int) -> float | None:
+        """How long until ``runs`` more of the tenant's have been let in, by how many end a second while there is work,
+        and by its share. Where it has caps these decide, and nobody knows."""
         rate = self._doc.get("rates", {}).get(priority)
-        if not rate:
+        if not rate or {tenant, flow} & {*self._doc["capped"]}:
             return None
         weights = self._doc.get("weights", {})
         others = max(0, self._doc.get("active", {}).get(priority, 1) - 1)
         mine = weights.get(tenant, 1.0)
         average = sum(weights.values()) / len(weights) if weights else 1.0
-        return round(float(runs / (rate * mine / (mine + others * average))), 1)
+        wait_s = float(runs / (rate * mine / (mine + others * average)))
+        return round(wait_s, 1) if wait_s < FORESEEN_S else None

@@ -238,8 +238,7 @@ class Admission:
         for one in await self._backlog.flight():
             flight[one.priority] = flight.get(one.priority, 0) + one.runs
         size = max([self._first_window, *(window.size for window in self._windows.values())])
-        told = self._flights.told()
-        ending = int(sum(told["rates"].values()))  # in the second for which a client goes by this
+        ending = int(self._flights.ending())  # in the second for which a client goes by this
         await self._backlog.remember(
             "gate",
             {
@@ -249,7 +248,7 @@ class Admission:
                 "reserved": {priority: reserved(priority, size, flight) for priority in CLASSES},
                 "capped": sorted(name for name, limit in self._limits.items() if limit.caps),
                 "lines": {name: limit.waiting for name, limit in self._limits.items() if limit.waiting is not None},
-                **told,
+                **self._flights.told(),
                 "weights": self._weights,
                 "active": {priority: self._lines.flows(priority) for priority in self._waiting},
             },

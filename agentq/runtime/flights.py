@@ -27,6 +27,7 @@ class Flights:
         self._charged: set[str] = set()
         self._rates: dict[Pool, float] = {}
         self._class_rates: dict[Priority, float] = {}
+        self._paces: dict[Priority, float] = {}
         self._costs: dict[str, int] = {}
         self._looked: float | None = None
 
@@ -48,7 +49,7 @@ class Flights:
         gone = [run_id for run_id in self._seen if run_id not in flying]
         ended = await self._backlog.ended(gone) if gone else {}
         before, self._seen = self._seen, flying
-        self._measure([before[run_id] for run_id in ended], now)
+        self._measure([before[run_id] for run_id in ended], now, {one[1] for one in before.values()})
         found = []
         for run_id, one in ended.items():
             actual = max(LEAST_COST, one.cost)
@@ -60,7 +61,8 @@ class Flights:
         self._charged &= flying.keys()
         return found
 
-    def _measure(self, ended: list[Flight], now: float) -> None:
+    def _measure(self, ended: list[Flight], now: float, busy: set[Priority]) -> None:
+        """``busy``: the classes of which runs were in flight. A class that has nothing to do gets no slower by that."""
         if self._looked is not None and now > self._looked:
             passed = now - self._looked
             part = 1 - math.exp(-passed / SMOOTH_S)
@@ -72,12 +74,20 @@ class Flights:
                 count = sum(one[1] == priority for one in ended) / passed
                 average = self._class_rates.get(priority, count)
                 self._class_rates[priority] = average + part * (count - average)
+                if priority in busy:
+                    pace = self._paces.get(priority) or count
+                    self._paces[priority] = pace + part * (count - pace)
         self._looked = now
 
+    def ending(self) -> float:
+        """Runs that will end in the next second, if it goes on as lately."""
+        return sum(self._class_rates.values())
+
     def told(self) -> dict[str, Any]:
-        """What clients estimate by: the cost of a workflow's run, and how many runs of a class end a second."""
+        """What clients estimate by: the cost of a workflow's run, and how many runs of a class end a second while it
+        has work."""
         costs = [{"workflow": name, "cost": cost} for name, cost in self._costs.items()]
-        return {"costs": costs, "unknown_cost": UNKNOWN_COST, "rates": dict(self._class_rates)}
+        return {"costs": costs, "unknown_cost": UNKNOWN_COST, "rates": dict(self._paces)}
 
 
 class Rates:

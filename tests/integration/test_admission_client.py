@@ -112,6 +112,16 @@ async def test_while_others_wait_or_there_is_no_room_requests_wait_too(client: C
         assert not (await load(store, run.run_id))["in_flight"]
 
 
+async def test_where_caps_decide_nobody_knows_when_a_run_starts(client: Client, store: MongoStore) -> None:
+    await gate(store, waiting=["standard"], capped=["poor"], rates={"standard": 2.0})
+    assert [client.submit("x", tenant=tenant).estimated_start_s for tenant in ("poor", "rich")] == [None, 0.5]
+
+
+async def test_nobody_is_told_of_a_start_in_years(client: Client, store: MongoStore) -> None:
+    await gate(store, waiting=["standard"], rates={"standard": 1e-9})
+    assert client.submit("x").estimated_start_s is None
+
+
 async def test_an_urgent_request_needs_no_room_but_what_is_reserved_for_its_class(
     client: Client, store: MongoStore
 ) -> None:

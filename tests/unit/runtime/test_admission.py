@@ -254,6 +254,22 @@ async def test_only_what_was_charged_is_corrected_when_it_ends() -> None:
     assert await flights.look(4.0) == []
 
 
+async def test_a_class_that_had_nothing_to_do_is_as_fast_as_when_it_had() -> None:
+    """Or the first request after a night would be told that it waits for years."""
+    desk = Desk()
+    for index in range(4):
+        desk.backlog.born(f"r{index}", waits=False)
+    flights = Flights(desk.backlog)
+    await flights.look(1.0)
+    for index in range(4):
+        await _end(desk.backlog, f"r{index}")
+    await flights.look(2.0)
+    for second in range(3, 600):
+        await flights.look(float(second))
+    assert flights.told()["rates"] == {"standard": 4.0}
+    assert flights.ending() < 0.01
+
+
 async def test_a_run_that_comes_behind_the_last_known_of_its_line_is_let_in_at_the_next_look() -> None:
     """Its line was just fetched and used up; it does not wait until that is forgotten."""
     desk = Desk()
