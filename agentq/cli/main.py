@@ -72,11 +72,13 @@ class LazyGroup(click.Group):
 
 
 def fail(error: AgentqError, *, as_json: bool = False) -> NoReturn:
-    """Print one sentence and the hint (or the error as a JSON object) on stderr; exit 2 for USER_MISTAKES, else 1."""
+    """Print a sentence, the stable code and the hint (or the error as a JSON object) on stderr; exit 2 for
+    USER_MISTAKES, else 1."""
     if as_json:
         click.echo(json.dumps({"error": error.as_dict()}, default=str), err=True)
     else:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        code = click.style(f"[{error.code}]", dim=True)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message} {code}", err=True)
         if error.hint:
             click.echo(f"  {error.hint}", err=True)
         for fault in error.details.get("faults", [])[1:]:

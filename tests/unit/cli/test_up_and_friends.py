@@ -95,7 +95,7 @@ def test_an_error_is_a_sentence_a_hint_and_a_code(
     monkeypatch.setattr("agentq.cli.doctor.doctor", doctor)
     result = run("doctor")
     assert result.exit_code == code
-    assert result.stderr == f"error: {error.message}\n  Do this.\n"
+    assert result.stderr == f"error: {error.message} [{error.code}]\n  Do this.\n"
     assert result.stdout == ""
     result = run("doctor", "--json")
     assert result.exit_code == code
