@@ -123,8 +123,9 @@ def slots(batch: BatchDoc, under_way: int) -> int | None:
     """How many more lines of a batch may be admitted now; None: as many as the pools have room for.
 
     ``under_way``: lines admitted whose cost is not booked yet. Within a budget, what is booked, what is set aside for
-    those under way and for every further line stays below it. An estimate may be wrong, so no more are under way than
-    have ended, and a few: one where nobody knows what a line costs.
+    those under way and for every further line stays below it. Where nobody knows what a line costs, one goes first. An
+    estimate may be wrong, so no more are under way than have ended, and a few; but for lines that may wait for a
+    provider's job: a small one takes as long as a large one.
     """
     if batch["status"] != "in_progress" or batch["paused"] is not None:
         return 0
@@ -133,6 +134,12 @@ def slots(batch: BatchDoc, under_way: int) -> int | None:
     left, each = batch["budget_nano_usd"] - batch["cost_nano_usd"], line_estimate(batch)
     if left <= 0:
         return 0
-    ended = batch["entries"] - batch["counts"]["bad"]
-    learned = ended + (AT_FIRST if batch["estimate"] else 1)
-    return max(0, (min(left // each, learned) if each else learned) - under_way)
+    if each is None:
+        return max(0, 1 - under_way)
+    learned = batch["entries"] - batch["counts"]["bad"] + (AT_FIRST if batch["estimate"] else 1)
+    affordable = left // each if each else left
+    return max(0, (affordable if _may_wait(batch) else min(affordable, learned)) - under_way)
+
+
+def _may_wait(batch: BatchDoc) -> bool:
+    return batch["complete_by"] is not None and not batch.get("live_only")

@@ -89,6 +89,9 @@ def test_however_little_a_line_is_thought_to_cost_no_more_start_than_have_ended_
     assert slots(known, 0) == 16
     assert slots(known, 16) == 0
     assert slots({**known, "entries": 41, "max_line_nano_usd": 9}, 16) == 40
+    windowed = {**known, "complete_by": known["created_at"]}
+    assert slots(windowed, 16) == 99_984, "they are in one job of a provider, or in many that take as long"
+    assert slots({**windowed, "live_only": True}, 16) == 0
 
 
 @given(
