@@ -391,8 +391,12 @@ def retry(
     "--format", "form", type=click.Choice(["agentq", "openai"]), help="By default, that of the submitted file."
 )
 @click.option("--only", type=click.Choice(["results", "errors"]), help="By default both.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Results go to this file.")
-@click.option("--errors", type=click.Path(path_type=Path, dir_okay=False), help="Errors go to this file.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Results go to this file; with --cursor, at its end.",
+)
+@click.option("--errors", type=click.Path(path_type=Path, dir_okay=False), help="Errors go to this file; likewise.")
 @click.option("--follow", is_flag=True, help="Print what has ended, then what ends, until the batch has ended.")
 @click.option("--cursor", help="Only what this reader has not had: a name that the server keeps, or a number.")
 def results(data_dir: Path | None, batch_id: str, **wishes: Any) -> None:

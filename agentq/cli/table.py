@@ -15,6 +15,11 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join([*padded, row[-1]]).rstrip())
 
 
+def counted(count: int, noun: str, many: str | None = None) -> str:
+    """``1 line``, ``2,000 lines``. ``many``: the plural where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
+
+
 def one_line(text: str, limit: int) -> str:
     """Text of a run on one line of a terminal: no control character gets through."""
     flat = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))

@@ -131,6 +131,62 @@ async def test_a_cursor_gives_each_line_once_and_follow_waits_for_the_end(
     assert "--cursor 7" in rest.stderr
 
 
+async def test_what_a_cursor_gives_is_added_to_the_files(
+    yard: Yard, agentq: Agentq, file: Path, tmp_path: Path
+) -> None:
+    batch_id = (await agentq("submit", str(file))).stdout.strip()
+    batch = await yard.batch(batch_id)
+    good, bad = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    for some in (2, 4, 0):
+        await yard.end(batch, await yard.admit(batch, some))
+        await yard.keeper.tick()
+        await agentq("results", batch_id, "--cursor", "ann", "--output", str(good), "--errors", str(bad))
+    had = [json.loads(line)["line"] for path in (good, bad) for line in path.read_text().splitlines()]
+    assert sorted(had) == list(range(1, 8))
+    await agentq("results", batch_id, "--cursor", "5", "--output", str(good), "--errors", str(good))
+    assert len(good.read_text().splitlines()) == 6 + 2
+
+
+async def test_wishes_for_results_that_make_no_sense_are_refused_and_touch_no_file(
+    yard: Yard, agentq: Agentq, file: Path, tmp_path: Path
+) -> None:
+    batch_id = (await agentq("submit", str(file))).stdout.strip()
+    await yard.all_through(await yard.batch(batch_id))
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("kept")
+    for words, said in (
+        (("--output", str(kept), "--only", "errors"), "--errors FILE"),
+        (("--errors", str(kept), "--only", "results"), "--output FILE"),
+        (("--output", str(kept), "--errors", str(tmp_path / "no" / "e.jsonl")), "No such file or directory"),
+        (("--output", str(kept), "--cursor", "999"), "from 0 to 7"),
+        (("--output", str(kept), "--cursor", "-5"), "from 0 to 7"),
+        (("--output", str(kept), "--cursor", ""), "1 to 100"),
+    ):
+        assert said in (await agentq("results", batch_id, *words, code=2)).stderr, words
+    assert kept.read_text() == "kept"
+    assert "7 lines have been read" in (await agentq("results", batch_id, "--cursor", "7")).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+async def test_a_full_disk_is_said_in_a_sentence_and_the_reader_has_had_nothing(
+    yard: Yard, agentq: Agentq, file: Path, env: dict[str, str]
+) -> None:
+    batch_id = (await agentq("submit", str(file))).stdout.strip()
+    await yard.all_through(await yard.batch(batch_id))
+    for words in ((), ("--cursor", "ann"), ("--cursor", "ann", "--output", "/dev/full", "--errors", "/dev/null")):
+        full = os.open("/dev/full", os.O_WRONLY)
+        process = await asyncio.create_subprocess_exec(
+            *AGENTQ_BATCH, "results", batch_id, *words, cwd=CHECKOUT, env={**os.environ, **env}, stdout=full,
+            stderr=PIPE,
+        )  # fmt: skip
+        os.close(full)
+        said = (await process.communicate())[1].decode()
+        assert process.returncode == 1, said
+        assert "could not be written: No space left on device" in said
+        assert len(said.splitlines()) == 2, said
+    assert len(records(await agentq("results", batch_id, "--cursor", "ann"))) == 7
+
+
 async def test_pause_resume_and_cancel(yard: Yard, agentq: Agentq, file: Path) -> None:
     batch_id = (await agentq("submit", str(file))).stdout.strip()
     batch = await yard.batch(batch_id)
