@@ -1,9 +1,9 @@
 """From a file to durable runs: streamed, resumable, exact.
 
-The file with its options is the batch: submitting it again (after a crash, or twice at once) goes on where the
-submission stands and never makes a second one. That rests on three things: what a line becomes depends only on the
-line, on the ids before it and on the workflows the batch was pinned to at its birth; ids of runs follow from batch and
-line; a chunk of lines and the place to go on from are one transaction.
+What is in the file is the batch, together with tenant, workflow and priority (``submission_key``): submitting it again
+(after a crash, or twice at once) goes on where the submission stands and never makes a second one. That rests on three
+things: what a line becomes depends only on the line, on the ids before it and on the workflows the batch was pinned to
+at its birth; ids of runs follow from batch and line; a chunk of lines and the place to go on from are one transaction.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """``known``: the batch was there before, as an earlier submission of the same lines left it."""
+    """``known``: the batch was there before, with the options of its first submission. ``went_on_after``: the line that
+    an earlier submission, which did not come to its end, had got to."""
 
     batch: BatchDoc
     known: bool
+    went_on_after: int | None = None
 
 
 class Ids:
@@ -228,7 +230,8 @@ async def submit_lines(
         begun = await batches.move(stored["_id"], ["validating"], "failed", error=error)
     else:
         begun = await batches.move(stored["_id"], ["validating"], "in_progress", estimate=of_all(estimates, met))
-    return Submission(begun or await _loaded(batches, stored["_id"]), known)
+    went_on_after = stored["submitted"]["line"] if known else None
+    return Submission(begun or await _loaded(batches, stored["_id"]), known, went_on_after)
 
 
 async def _estimates(batches: Batches, workflows: Iterable[str]) -> dict[str, Estimate]:
@@ -314,7 +317,7 @@ async def _store(batches: Batches, batch_id: str, chunk: _Chunk, before: Submitt
         if batch["status"] != "validating" and batch["ending"] is not None:
             raise Conflict(
                 f"Batch {batch_id} has {batch['ending']} after line {batch['submitted']['line']}.",
-                hint="Lines after it are not part of it; submit them with --again.",
+                hint="Lines after it are not part of it; hand them in as a file of their own.",
             )
         before = batch["submitted"]  # somebody else submits the same file at the same time
 

@@ -21,6 +21,7 @@ from agentq.errors import Conflict, InvalidRequest, NotFound
 from agentq.protocol import parse_request
 
 if TYPE_CHECKING:  # imported when a command runs, so that --help stays quick
+    from agentq.batch.submit import Order
     from agentq.store.mongo import MongoStore
     from schemas.batch import BatchDoc
 
@@ -69,7 +70,8 @@ def submit(
     sample: int | None, webhook: str | None, budget_usd: float | None, complete_by: str | None, live: bool,
     watching: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Exit 0 when all is on disk (with --watch: when completed), 1 otherwise, 2 where the order is wrong."""
+    """Exit 0 when all is on disk (with --watch: when completed), 1 otherwise and where no line is good, 2 where the
+    order is wrong."""
     from agentq.batch.submit import Order  # noqa: PLC0415
 
     if sample is not None and not dry_run:
@@ -93,31 +95,43 @@ def submit(
 
 
 def _opened(file: str) -> BinaryIO:
-    """The file, or standard input put into a temporary one: it is read more than once."""
-    if file != "-":
-        return Path(file).open("rb")
+    """The file, which is read more than once: what comes through a pipe is put into a temporary one."""
+    if file == "-":
+        return _spooled(sys.stdin.buffer)
+    opened = Path(file).open("rb")  # noqa: SIM115 - the caller closes it
+    if opened.seekable():
+        return opened
+    with opened:
+        return _spooled(opened)
+
+
+def _spooled(pipe: BinaryIO) -> BinaryIO:
     spooled = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-    while block := sys.stdin.buffer.read(1024 * 1024):
+    while block := pipe.read(1024 * 1024):
         spooled.write(block)
     return cast("BinaryIO", spooled)
 
 
-async def hand_in(store: MongoStore, lines: BinaryIO, name: str, order: Any, watching: bool, as_json: bool) -> int:
-    """Submit, say what came of it, and stay if that is wished."""
+async def hand_in(store: MongoStore, lines: BinaryIO, name: str, order: Order, watching: bool, as_json: bool) -> int:
+    """Submit, say what came of it, and stay if that is wished. 1 where no line is good."""
     from agentq.batch.submit import submit_file  # noqa: PLC0415
+    from agentq.cli.batch_submitted import not_applied, say_not_applied, say_submitted  # noqa: PLC0415
     from agentq.cli.batch_watch import watch_batch  # noqa: PLC0415
 
     with _Counting() as told:
         done = await submit_file(store.batches, store.now, lines, name, order, told)
-    found = done.batch
+    found, unheard = done.batch, not_applied(done, order)
     if as_json:
-        click.echo(json.dumps({"batch_id": found["_id"], "known": done.known, **summary(found)}, default=str))
+        facts = {"batch_id": found["_id"], "known": done.known, "not_applied": unheard, **summary(found)}
+        click.echo(json.dumps(facts, default=str))
     else:
         click.echo(found["_id"])
-        _say_submitted(found, done.known)
+        say_submitted(done, order)
+    say_not_applied(found, order, unheard)
     if found["status"] == "failed":
         return 1
-    return await watch_batch(store, found["_id"]) if watching else 0
+    code = await watch_batch(store, found["_id"]) if watching else 0
+    return code if found["submitted"]["good"] else 1
 
 
 class _Counting:
@@ -135,32 +149,30 @@ class _Counting:
             click.echo("\r\x1b[K", nl=False, err=True)
 
 
-def _say_submitted(found: BatchDoc, known: bool) -> None:
-    good, bad = found["submitted"]["good"], found["submitted"]["bad"]
-    again = f"submitted before, {found['status']}; --again makes a new batch of it" if known else "all on disk"
-    click.echo(f"{good:,} requests and {bad:,} bad lines, {again}", err=True)
-    if found["error"] is not None:
-        click.echo(f"failed: {found['error']['message']} {found['error']['hint']}", err=True)
-    elif bad:
-        click.echo(f"see the bad lines with: agentq batch results {found['_id']} --only errors", err=True)
-
-
 def _window(text: str | None) -> datetime | None:
     if text is None:
         return None
     now = datetime.now(UTC)
-    if span := _SPAN.fullmatch(text):
-        return now + timedelta(seconds=float(span[1]) * _SECONDS[span[2]])
     try:
-        moment = datetime.fromisoformat(text)
+        if span := _SPAN.fullmatch(text):
+            moment = now + timedelta(seconds=float(span[1]) * _SECONDS[span[2]])
+        else:
+            moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise _no_window(text, "has no offset from UTC", f"Add the offset: {moment.isoformat()}+00:00 is UTC.")
+        moment = moment.astimezone(UTC)
     except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None or moment <= now:
-        raise InvalidRequest(
-            f"--complete-by {text!r} is no time to come.", code="invalid_value",
-            hint="Write 90m, 24h or 7d, or a time with its offset: 2026-12-01T09:00:00+01:00.",
-        )  # fmt: skip
-    return moment.astimezone(UTC)
+        raise _no_window(text, "is neither a span nor a time") from None
+    except OverflowError:
+        raise _no_window(text, "is too far away") from None
+    if moment <= now:
+        raise _no_window(text, "is no time to come", f"It is {now:%Y-%m-%dT%H:%M:%S}+00:00 now.")
+    return moment
+
+
+def _no_window(text: str, why: str, hint: str = "") -> InvalidRequest:
+    write = "Write 90m, 24h or 7d, or a time with its offset: 2026-12-01T09:00:00+01:00."
+    return InvalidRequest(f"--complete-by {text!r} {why}.", code="invalid_value", hint=hint or write)
 
 
 def _nano_usd(usd: float | None) -> int | None:

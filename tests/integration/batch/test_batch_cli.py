@@ -67,7 +67,7 @@ def records(done: Result) -> list[dict[str, Any]]:
 async def test_submit_status_list_watch_and_results(yard: Yard, agentq: Agentq, file: Path) -> None:
     done = await agentq("submit", str(file), "--complete-by", "24h", "--budget", "5")
     batch_id = done.stdout.strip()
-    assert "6 requests and 1 bad lines" in done.stderr
+    assert "6 requests and 1 bad line," in done.stderr
     again = await agentq("submit", str(file))
     assert again.stdout.strip() == batch_id
     assert "submitted before" in again.stderr
@@ -284,6 +284,79 @@ async def test_standard_input_is_a_file_too(yard: Yard, agentq: Agentq) -> None:
     assert (await yard.batch(batch_id))["total"] == 3
 
 
+async def test_a_pipe_is_a_file_too(yard: Yard, agentq: Agentq, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for words in (("--dry-run",), ()):
+        writing = asyncio.create_task(asyncio.to_thread(pipe.write_bytes, lines(3)))
+        told = (await agentq("submit", str(pipe), *words)).stdout.strip()
+        await writing
+        assert words == () or "3 lines: 3 good" in told
+    assert (await yard.batch(told))["total"] == 3
+
+
+async def test_options_that_a_batch_was_not_born_with_are_not_applied_and_that_is_said(
+    yard: Yard, agentq: Agentq, file: Path
+) -> None:
+    born = ("submit", str(file), "--budget", "5", "--complete-by", "2999-01-01T00:00:00+00:00", "--live")
+    batch_id = (await agentq(*born, "--webhook", "http://localhost:1/a")).stdout.strip()
+    same = await agentq(*born, "--webhook", "http://localhost:1/a")
+    assert "not applied" not in same.stderr
+    other = ("--budget", "6", "--complete-by", "24h", "--webhook", "http://localhost:1/b")
+    done = await agentq("submit", str(file), *other)
+    assert done.stdout.strip() == batch_id
+    for said in (
+        "not applied", f"--budget: it has $5; 'agentq batch budget {batch_id} USD'",
+        "--complete-by: it has until 2999-01-01 00:00:00 UTC", "--webhook: others are told", "--again",
+    ):  # fmt: skip
+        assert said in done.stderr, done.stderr
+    assert "--live" not in done.stderr
+    as_json = json.loads((await agentq("submit", str(file), *other, "--json")).stdout)
+    assert as_json["not_applied"].keys() == {"--budget", "--complete-by", "--webhook"}
+    assert (await yard.batch(batch_id))["budget_nano_usd"] == 5_000_000_000
+    again = await agentq("submit", str(file), "--again", "--budget", "6")
+    assert again.stdout.strip() != batch_id
+    assert "not applied" not in again.stderr
+    await yard.all_through(await yard.batch(batch_id))
+
+
+async def test_a_retry_that_is_there_keeps_its_options_and_only_what_it_can_do_is_advised(
+    yard: Yard, agentq: Agentq, file: Path
+) -> None:
+    first = (await agentq("submit", str(file))).stdout.strip()
+    await yard.all_through(await yard.batch(first), status="failed")
+    batch_id = (await agentq("retry", first, "--budget", "0.01")).stdout.strip()
+    done = await agentq("retry", first, "--budget", "5")
+    assert f"--budget: it has $0.01; 'agentq batch budget {batch_id} USD' changes that" in done.stderr
+    assert "Cancel it" not in done.stderr
+    more = await agentq("retry", first, "--budget", "5", "--live")
+    assert f"Cancel it, then 'agentq batch retry {batch_id}'" in more.stderr
+    await agentq("budget", batch_id, "5")
+    await yard.all_through(await yard.batch(batch_id), status="failed")
+    await yard.all_through(await yard.batch(batch_id), status="failed")
+    ended = await agentq("retry", first, "--budget", "6")
+    assert f"'agentq batch retry {batch_id}' hands in again" in ended.stderr
+    for told in (done, more, ended):
+        assert "--again" not in told.stderr
+
+
+async def test_a_file_without_a_good_line_ends_with_code_1_and_the_batch_says_why(
+    yard: Yard, agentq: Agentq, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b"{broken\n[1]\n")
+    done = await agentq("submit", str(path), code=1)
+    batch_id = done.stdout.strip()
+    assert "0 requests and 2 bad lines" in done.stderr
+    assert "nothing runs" in done.stderr
+    await yard.keeper.tick()
+    await yard.keeper.tick()
+    assert (await yard.batch(batch_id))["status"] == "completed"
+    watched = await agentq("submit", str(path), "--watch", code=1)
+    assert "2 of 2 lines" in watched.stdout
+    assert len(records(await agentq("results", batch_id))) == 2
+
+
 async def test_mistakes_are_said_in_a_sentence_with_code_2(yard: Yard, agentq: Agentq, file: Path) -> None:
     for words, said in (
         (("status", "nope"), "no batch 'nope'"),
@@ -291,7 +364,13 @@ async def test_mistakes_are_said_in_a_sentence_with_code_2(yard: Yard, agentq: A
         (("results", "nope"), "no batch 'nope'"),
         (("submit", str(file), "--workflow", "nope"), "no workflow 'nope'"),
         (("submit", str(file), "--tenant", "not a name"), "tenant"),
-        (("submit", str(file), "--complete-by", "yesterday"), "no time to come"),
+        (("submit", str(file), "--complete-by", "yesterday"), "neither a span nor a time"),
+        (("submit", str(file), "--complete-by", "2026-01-01T00:00:00+00:00"), "no time to come"),
+        (("submit", str(file), "--complete-by", "0m"), "no time to come"),
+        (("submit", str(file), "--complete-by", "2999-01-01T00:00"), "Add the offset: 2999-01-01T00:00:00+00:00"),
+        (("submit", str(file), "--complete-by", "99999999d"), "too far away"),
+        (("submit", str(file), "--complete-by", "9" * 400 + "d"), "too far away"),
+        (("submit", str(file), "--complete-by", "9999-12-31T23:59:59-14:00"), "too far away"),
         (("submit", str(file), "--budget", "-1"), "budget"),
         (("submit", str(file), "--sample", "3"), "--dry-run"),
         (("submit", "missing.jsonl"), "missing.jsonl"),
@@ -324,7 +403,11 @@ async def test_a_submitter_killed_by_sigkill_is_continued_by_submitting_again(
     await process.wait()
     half = await latest(yard)
     assert (half["status"], half["submitted"]["line"] < 8_000) == ("validating", True)
-    assert (await agentq("submit", str(path))).stdout.strip() == half["_id"]
+    done = await agentq("submit", str(path))
+    assert done.stdout.strip() == half["_id"]
+    assert "8,000 requests and 1 bad line, went on from line" in done.stderr
+    assert "all on disk now" in done.stderr
+    assert "--again" not in done.stderr
     batch = await yard.batch(half["_id"])
     assert (batch["status"], batch["submitted"]) == ("in_progress", {"line": 8_001, "good": 8_000, "bad": 1})
     ids = [run["_id"] async for run in yard.store.runs.find({}, {"_id": 1}).sort("_id", 1)]
