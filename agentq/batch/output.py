@@ -122,6 +122,13 @@ def _batch_error(error: Record) -> Record:
     return {"code": error["code"], "message": error["message"], "line": None, "param": None}
 
 
+def paused_by(batch: BatchDoc) -> str | None:
+    """Who keeps a batch from starting lines; None where nobody does. One that is being ended has nothing to start."""
+    if batch["paused"] is None or batch["status"] not in ("validating", "in_progress"):
+        return None
+    return batch["paused"]["by"]
+
+
 def of_batch(batch: BatchDoc) -> Record:
     """A batch as OpenAI's API describes one. The files are named for their batch."""
     counts, usage = batch["counts"], batch["usage"]
@@ -159,7 +166,7 @@ def of_batch(batch: BatchDoc) -> Record:
             "cost_nano_usd": batch["cost_nano_usd"],
             "cost_usd": batch["cost_nano_usd"] / 1e9,
             "counts": dict(counts),
-            "paused": None if batch["paused"] is None else batch["paused"]["by"],
+            "paused": paused_by(batch),
             "retry_of": batch["retry_of"],
         },
     }  # fmt: skip

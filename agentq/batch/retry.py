@@ -29,9 +29,7 @@ async def write_failed(batches: Batches, batch: BatchDoc, file: BinaryIO) -> int
             count += 1
     if count == 0:
         bad = batch["counts"]["bad"]
-        hint = (
-            f"{bad} lines could not be read: mend them in the file and submit it." if bad else "Every line succeeded."
-        )
+        hint = f"{bad} of its lines could not be read: mend the file and submit it." if bad else "Every line succeeded."
         raise Conflict(f"Batch {batch['_id']} has no line to retry.", hint=hint)
     return count
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
+from agentq.batch.output import paused_by
 from agentq.cli.batch_jobs import jobs
 from agentq.cli.connect import data_dir_option, open_store
+from agentq.cli.table import counted
 from agentq.engine.tally import lost_estimate
 from agentq.errors import Conflict, InvalidRequest, NotFound
 from agentq.protocol import parse_request
@@ -218,7 +220,7 @@ def summary(found: BatchDoc) -> dict[str, Any]:
         "lost_llm_calls": found["usage"].get("lost_llm_calls", 0),
         "lost_usd_about": lost_estimate(found) / 1e9,
         "budget_usd": None if found["budget_nano_usd"] is None else found["budget_nano_usd"] / 1e9,
-        "paused": None if found["paused"] is None else found["paused"]["by"],
+        "paused": paused_by(found),
         "complete_by": found["complete_by"],
         "retry_of": found["retry_of"],
         "file": found["source"]["name"],
@@ -260,15 +262,16 @@ def list_(data_dir: Path | None, tenant: str | None, limit: int, as_json: bool) 
     async def work(store: MongoStore) -> None:
         found = await store.batches.latest({} if tenant is None else {"tenant": tenant}, limit)
         if not found and not as_json:
-            click.echo("No batches yet. Hand one in with: agentq batch submit requests.jsonl")
+            whose = "" if tenant is None else f" of tenant {tenant!r}"
+            click.echo(f"No batches{whose} yet. Hand one in with: agentq batch submit requests.jsonl")
         for one in found:
             if as_json:
                 click.echo(json.dumps({"batch_id": one["_id"], **summary(one)}, default=str))
                 continue
-            total = "?" if one["total"] is None else f"{one['total']:,}"
-            state = f"paused ({one['paused']['by']})" if one["paused"] and one["live"] else one["status"]
+            total = "? lines" if one["total"] is None else counted(one["total"], "line")
+            state = f"paused ({by})" if (by := paused_by(one)) else one["status"]
             click.echo(
-                f"{one['_id']}  {state:18s}  {one['entries']:,}/{total} lines  ${one['cost_nano_usd'] / 1e9:.6f}  "
+                f"{one['_id']}  {state:18s}  {one['entries']:,}/{total}  ${one['cost_nano_usd'] / 1e9:.6f}  "
                 f"{one['created_at']:%Y-%m-%d %H:%M}  {one['source']['name']}"
             )
 
@@ -339,16 +342,16 @@ def budget(data_dir: Path | None, batch_id: str, usd: float) -> None:
     """Safe to repeat."""
 
     async def work(store: MongoStore) -> None:
-        nano_usd = _nano_usd(usd)
+        nano_usd, rests = _nano_usd(usd), ""
         assert nano_usd is not None
         changed = await store.batches.set_budget(batch_id, nano_usd)
         if changed is None:
             _refuse_unless_live(await found_batch(store, batch_id), "spend on")
-        elif changed["paused"] is not None and changed["paused"]["by"] == "budget":
-            await store.batches.pause(batch_id, None)
+        elif paused_by(changed) is not None:
+            rests = f"; it is paused, 'agentq batch resume {batch_id}' goes on"
+        click.echo(f"{batch_id}: may cost ${usd:g}{rests}")
 
     run_with_store(data_dir, work)
-    click.echo(f"{batch_id}: may cost ${usd:g}")
 
 
 @batch.command(help="Cancel a batch: what waits ends at once, what is under way as soon as its step ends.")

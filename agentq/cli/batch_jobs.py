@@ -11,6 +11,7 @@ import click
 
 from agentq.cli.batch_watch import span
 from agentq.cli.connect import data_dir_option, open_store
+from agentq.cli.table import counted
 
 if TYPE_CHECKING:  # imported when the command runs, so that --help stays quick
     from datetime import datetime
@@ -38,7 +39,7 @@ def jobs(data_dir: Path | None, limit: int, as_json: bool) -> None:
 
 def describe_job(job: JobDoc, now: datetime) -> str:
     """A job on one line."""
-    told = [f"{job['_id']}  {job['status']:<10}  {job['endpoint']}  {job['calls']:,} calls"]
+    told = [f"{job['_id']}  {job['status']:<10}  {job['endpoint']}  {counted(job['calls'], 'call')}"]
     if "sent_at" in job:
         took = (job.get("ended_at", now) - job["sent_at"]).total_seconds()
         told.append(f"{'took' if 'ended_at' in job else 'handed in since'} {span(took)}")

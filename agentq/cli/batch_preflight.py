@@ -17,6 +17,7 @@ from agentq.batch.estimate import history
 from agentq.batch.lines import Bad, Defaults, Good
 from agentq.batch.submit import Ids, Order, defaults_for, digest, lines_of, new_batch, submit_lines
 from agentq.cli.batch_watch import span, watch_batch
+from agentq.cli.table import counted
 from agentq.engine.joining import part_of_price
 
 if TYPE_CHECKING:
@@ -61,13 +62,17 @@ def report(
     checked: preflight.Checked, found: list[preflight.Forecast], parts: Mapping[str, float | None]
 ) -> Iterator[str]:
     """For people."""
-    yield f"{checked.good + checked.bad:,} lines: {checked.good:,} good, {checked.bad:,} bad. Nothing was submitted."
+    count = checked.good + checked.bad
+    if not count:
+        yield "There is no line in the file. Write one JSON object a line. Nothing was submitted."
+        return
+    yield f"{counted(count, 'line')}: {checked.good:,} good, {checked.bad:,} bad. Nothing was submitted."
     for bad in checked.first_bad:
         yield f"  line {bad.line}: {bad.code}: {bad.message} {bad.hint}"
     if checked.bad > len(checked.first_bad):
         yield f"  and {checked.bad - len(checked.first_bad):,} more"
     for one in found:
-        yield f"{one.workflow}: {one.lines:,} requests"
+        yield f"{one.workflow}: {counted(one.lines, 'request')}"
         known = one.history
         if known is None or one.low is None or one.expected is None or one.high is None or one.seconds is None:
             yield f"  tokens  about {one.input_tokens:,} in the requests; what the workflow adds to them is not known"
@@ -83,7 +88,7 @@ def report(
             yield f"  window  calls may wait for the provider's batch endpoint, {least}; --live makes them at once"
         pace = f"at {known.rate:.1f} lines/s, the best rate of late" if known.rate else "one line after the other"
         yield f"  time    about {span(one.seconds)} {pace}"
-        yield f"  from    {known.runs:,} earlier runs of this workflow"
+        yield f"  from    {counted(known.runs, 'earlier run')} of this workflow"
 
 
 async def _run_sample(store: MongoStore, file: BinaryIO, order: Order, defaults: Defaults, count: int) -> None:
@@ -102,5 +107,6 @@ async def _run_sample(store: MongoStore, file: BinaryIO, order: Order, defaults:
         done = await submit_lines(store.batches, store.now, batch, lines)
     finally:
         ids.close()
-    click.echo(f"a sample of {done.batch['submitted']['good']} lines runs first: {done.batch['_id']}", err=True)
+    sampled = counted(done.batch["submitted"]["good"], "line")
+    click.echo(f"a sample of {sampled} runs first: {done.batch['_id']}", err=True)
     await watch_batch(store, done.batch["_id"], err=True)

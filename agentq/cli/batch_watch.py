@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from agentq.batch.estimate import forecast
+from agentq.batch.output import paused_by
+from agentq.cli.table import counted
 from agentq.engine.tally import lost_estimate
 from schemas.batch import ENDED, BatchDoc
 from schemas.job import JobDoc
@@ -45,11 +47,11 @@ def headline(
 ) -> str:
     """Everything that moves, on one line. ``jobs``: where its calls wait at a provider; then no rate says anything."""
     counts, likely = batch["counts"], forecast(batch, now, rate)
-    total = "?" if batch["total"] is None else f"{batch['total']:,}"
+    total = "? lines" if batch["total"] is None else counted(batch["total"], "line")
     failed = batch["entries"] - counts["succeeded"]
-    told = [f"{batch['entries']:,} of {total} lines", f"{failed:,} failed", f"{in_flight:,} in flight"]
+    told = [f"{batch['entries']:,} of {total}", f"{failed:,} failed", f"{in_flight:,} in flight"]
     going = batch["live"] and batch["ending"] is None
-    moving = going and batch["paused"] is None and not jobs
+    moving = going and paused_by(batch) is None and not jobs
     if jobs:
         told.append(_at_providers(jobs, now))
     if likely.rate is not None and moving:
@@ -66,7 +68,7 @@ def _at_providers(jobs: Sequence[JobDoc], now: datetime) -> str:
     """What waits for jobs of a provider's batch endpoint; they may hold lines of other batches too."""
     calls, oldest = sum(job["calls"] for job in jobs), min(job.get("sent_at", now) for job in jobs)
     noun = "a job" if len(jobs) == 1 else f"{len(jobs)} jobs"
-    return f"{noun} of {calls:,} calls at the provider for {span((now - oldest).total_seconds())}"
+    return f"{noun} of {counted(calls, 'call')} at the provider for {span((now - oldest).total_seconds())}"
 
 
 def span(seconds: float) -> str:
@@ -80,9 +82,8 @@ def span(seconds: float) -> str:
 
 def state(batch: BatchDoc) -> str:
     """Its status, and why it does not move."""
-    if batch["live"] and batch["paused"] is not None:
-        return f"{batch['status']}, paused ({batch['paused']['by']})"
-    return batch["status"]
+    by = paused_by(batch)
+    return batch["status"] if by is None else f"{batch['status']}, paused ({by})"
 
 
 def advice(batch: BatchDoc) -> str | None:
@@ -102,9 +103,10 @@ def advice(batch: BatchDoc) -> str | None:
 def _advice_while_live(batch: BatchDoc) -> str | None:
     if batch["status"] == "validating":
         return "Not all of its lines are on disk yet: nothing runs. Submitting the same file again goes on."
-    if batch["paused"] is None:
+    by = paused_by(batch)
+    if by is None:
         return None
-    if batch["paused"]["by"] == "person":
+    if by == "person":
         return f"'agentq batch resume {batch['_id']}' goes on."
     return (
         f"The budget of ${(batch['budget_nano_usd'] or 0) / 1e9:g} has no room for another line. "
@@ -118,7 +120,10 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobD
     submitted = batch["submitted"]
     lines = [
         f"batch     {batch['_id']}  {state(batch)}",
-        f"file      {batch['source']['name']}, {submitted['good']:,} requests, {submitted['bad']:,} bad lines",
+        f"file      {batch['source']['name']}, {counted(submitted['good'], 'request')}, "
+        f"{counted(submitted['bad'], 'bad line')}",
+        f"for       tenant {batch['tenant']}, workflow {batch['workflow']}, priority {batch['priority']}",
+        f"times     {_times(batch)} UTC",
         f"progress  {headline(batch, in_flight, now, jobs=jobs)}",
         f"ended     {counts or 'none'}",
     ]
@@ -126,9 +131,8 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobD
         lines.append(f"waste     ${batch['waste_nano_usd'] / 1e9:.6f} of the cost, for answers that nobody could use")
     if lost := batch["usage"].get("lost_llm_calls", 0):
         about = lost_estimate(batch) / 1e9
-        lines.append(
-            f"lost      {lost:,} calls died with their workers; if paid, about ${about:.6f} more than the cost"
-        )
+        died = "1 call died with its worker" if lost == 1 else f"{lost:,} calls died with their workers"
+        lines.append(f"lost      {died}; if paid, about ${about:.6f} more than the cost")
     if batch["budget_nano_usd"] is not None:
         lines.append(f"budget    ${batch['budget_nano_usd'] / 1e9:g}")
     if batch["complete_by"] is not None:
@@ -138,21 +142,35 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobD
     return lines + ([advised] if (advised := advice(batch)) else [])
 
 
+def _times(batch: BatchDoc) -> str:
+    """Lines may start when all of them are on disk."""
+    passed = {
+        "created": batch["created_at"],
+        "started": batch["at"].get("in_progress"),
+        "ended": None if batch["live"] else batch["at"].get(batch["status"]),
+    }
+    return ", ".join(f"{what} {at:%Y-%m-%d %H:%M:%S}" for what, at in passed.items() if at is not None)
+
+
 async def watch_batch(store: MongoStore, batch_id: str, *, err: bool = False) -> int:
     """Until it has ended, or its budget stops it. 0 when it completed. ``err``: on standard error."""
     show = _Bar(err) if (sys.stderr if err else sys.stdout).isatty() else _Plain(err)
-    pace = Pace()
+    pace, said = Pace(), False
     with show:
         while True:
             batch = await store.batches.load(batch_id)
             assert batch is not None, "batches are never removed"
             in_flight = await store.batches.in_flight(batch_id) if batch["live"] else 0
-            over = batch["status"] in ENDED or (batch["paused"] is not None and batch["paused"]["by"] == "budget")
+            by = paused_by(batch)
+            over = batch["status"] in ENDED or by == "budget"
             jobs = await store.jobs.of_batch(batch_id) if batch["live"] else []
             rate = pace.rate(time.monotonic(), batch["entries"])
             show.update(batch, headline(batch, in_flight, store.now(), rate, jobs), over)
             if over:
                 break
+            if by == "person" and not said:  # nothing more will come until somebody acts
+                show.say(advice(batch) or "")
+            said = by == "person"
             await asyncio.sleep(POLL_S)
     click.echo(f"{batch_id}: {state(batch)}", err=err)
     if advised := advice(batch):
@@ -180,6 +198,9 @@ class _Plain:
             click.echo(line, err=self._err)
             self._said, self._at = line, at
 
+    def say(self, text: str) -> None:
+        click.echo(text, err=self._err)
+
 
 class _Bar:
     """One bar that is drawn over and over."""
@@ -202,3 +223,6 @@ class _Bar:
         self._progress.update(
             self._task, completed=batch["entries"], total=batch["total"], description=text, state=state(batch)
         )
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agentq.cli.connect import data_dir_option, open_store
+from agentq.cli.table import counted
 from agentq.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def list_(
         facts = _facts(delivery, receiver(delivery))
         click.echo(f"{facts['status']:9}  {facts['id']}  {facts['type']}  to {facts['to']}")
         if facts["status"] == "pending":
-            click.echo(f"           {facts['tries']} tries, next {facts['next']}{_because(facts)}")
+            click.echo(f"           {counted(facts['tries'], 'try', 'tries')}, next {facts['next']}{_because(facts)}")
         elif facts["status"] == "dead":
-            click.echo(f"           given up after {facts['tries']} tries{_because(facts)}")
+            click.echo(f"           given up after {counted(facts['tries'], 'try', 'tries')}{_because(facts)}")
 
 
 def _because(facts: dict[str, Any]) -> str:

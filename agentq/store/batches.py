@@ -188,19 +188,26 @@ class Batches:
         return cast("BatchDoc | None", await self._answer(found))
 
     async def pause(self, batch_id: str, pause: Pause | None) -> BatchDoc | None:
-        """Pause a live batch that is not paused, or (None) go on; None where that is not so."""
+        """Pause a live batch, or (None) go on; None, and nothing changed, where it is so already. A person's pause
+        takes the place of the budget's, so that a higher budget does not end it; never the other way round."""
         condition: Doc = {"_id": batch_id, "status": {"$in": ["validating", "in_progress"]}}
-        condition["paused"] = None if pause is not None else {"$ne": None}
+        if pause is None:
+            condition["paused"] = {"$ne": None}
+        elif pause["by"] == "person":
+            condition["paused.by"] = {"$ne": "person"}
+        else:
+            condition["paused"] = None
         found = self._batches.find_one_and_update(
             condition, {"$set": {"paused": pause}}, return_document=ReturnDocument.AFTER
         )
         return cast("BatchDoc | None", await self._answer(found))
 
     async def set_budget(self, batch_id: str, nano_usd: int) -> BatchDoc | None:
-        """Change what a live batch may cost."""
+        """Change what a live batch may cost; one that its budget has paused goes on, one that a person has does not."""
+        by_budget = {"$eq": ["$paused.by", "budget"]}
         found = self._batches.find_one_and_update(
             {"_id": batch_id, "live": True},
-            {"$set": {"budget_nano_usd": nano_usd}},
+            [{"$set": {"budget_nano_usd": nano_usd, "paused": {"$cond": [by_budget, None, "$paused"]}}}],
             return_document=ReturnDocument.AFTER,
         )
         return cast("BatchDoc | None", await self._answer(found))

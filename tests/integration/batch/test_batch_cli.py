@@ -197,8 +197,13 @@ async def test_pause_resume_and_cancel(yard: Yard, agentq: Agentq, file: Path) -
     assert await yard.admit(batch) == []
     await agentq("resume", batch_id)
     assert await yard.admit(batch, 1) == [1]
+    await agentq("pause", batch_id)
     for _ in range(2):
         await agentq("cancel", batch_id)
+    for shown in (await agentq("status", batch_id), await agentq("list")):
+        assert "cancelling" in shown.stdout
+        assert "paused" not in shown.stdout
+        assert "resume" not in shown.stdout
     await yard.keeper.tick()
     await yard.schedule()
     await yard.keeper.tick()
@@ -225,6 +230,45 @@ async def test_a_batch_that_its_budget_stopped_says_so_and_a_higher_one_goes_on(
     await yard.all_through(batch, cost=9)
     assert (await yard.batch(batch_id))["status"] == "completed"
     assert (await yard.batch(batch_id))["cost_nano_usd"] == 54
+
+
+async def test_a_batch_that_a_person_paused_too_goes_on_when_the_person_says_so(
+    yard: Yard, agentq: Agentq, file: Path
+) -> None:
+    batch_id = (await agentq("submit", str(file), "--budget", "0.000000001")).stdout.strip()
+    await yard.batches.pause(batch_id, {"by": "budget", "at": yard.store.now()})
+    await agentq("pause", batch_id)
+    assert f"agentq batch resume {batch_id}" in (await agentq("budget", batch_id, "20")).stdout
+    assert await yard.admit(await yard.batch(batch_id)) == []
+    await agentq("resume", batch_id)
+    assert await yard.admit(await yard.batch(batch_id), 1) == [1]
+
+
+async def test_watching_a_paused_batch_says_once_how_it_goes_on(
+    yard: Yard, agentq: Agentq, file: Path, env: dict[str, str]
+) -> None:
+    batch_id = (await agentq("submit", str(file))).stdout.strip()
+    await agentq("pause", batch_id)
+    watching = await asyncio.create_subprocess_exec(
+        *AGENTQ_BATCH, "watch", batch_id, cwd=CHECKOUT, env={**os.environ, **env}, stdout=PIPE
+    )
+    assert watching.stdout is not None
+    told = b""
+    while b"resume" not in told:
+        read = await asyncio.wait_for(watching.stdout.readline(), 60)
+        assert read, told
+        told += read
+    await agentq("resume", batch_id)
+    await yard.all_through(await yard.batch(batch_id))
+    told += (await watching.communicate())[0]
+    assert watching.returncode == 0
+    assert told.count(b"resume") == 1, told
+
+
+async def test_a_list_of_no_batches_says_of_whom(agentq: Agentq, file: Path) -> None:
+    assert "No batches yet" in (await agentq("list")).stdout
+    await agentq("submit", str(file))
+    assert "No batches of tenant 'nobody' yet" in (await agentq("list", "--tenant", "nobody")).stdout
 
 
 async def test_retry_hands_in_what_failed_as_a_new_batch(yard: Yard, agentq: Agentq, file: Path) -> None:

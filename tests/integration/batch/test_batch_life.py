@@ -13,7 +13,7 @@ from agentq.batch import output
 from agentq.engine.tally import line_end, spent
 from agentq.runtime.bookkeeper import Bookkeeper
 from agentq.runtime.runtime import finish
-from schemas.batch import EXPIRED, BatchDoc
+from schemas.batch import EXPIRED, BatchDoc, Pause
 from tests.integration.batch.conftest import Yard, lines
 
 BAD = b"{broken\n"
@@ -207,6 +207,24 @@ async def test_cancel_ends_what_waits_at_once_and_what_runs_by_the_ordinary_canc
     assert [record["error"] and record["error"]["code"] for record in records] == [None] * 2 + ["batch_cancelled"] * 18
 
 
+async def test_a_persons_pause_outlasts_a_higher_budget(yard: Yard) -> None:
+    batch = (await yard.submit(lines(2), budget_nano_usd=5)).batch
+    by_budget: Pause = {"by": "budget", "at": yard.store.now()}
+    by_person: Pause = {"by": "person", "at": yard.store.now()}
+    assert await yard.batches.pause(batch["_id"], by_budget)
+    assert await yard.batches.pause(batch["_id"], by_person)
+    assert await yard.batches.pause(batch["_id"], by_budget) is None
+    raised = await yard.batches.set_budget(batch["_id"], 1_000)
+    assert raised is not None
+    assert (raised["budget_nano_usd"], raised["paused"] and raised["paused"]["by"]) == (1_000, "person")
+    assert await yard.admit(batch) == []
+    assert await yard.batches.pause(batch["_id"], None)
+    assert await yard.batches.pause(batch["_id"], by_budget)
+    raised = await yard.batches.set_budget(batch["_id"], 2_000)
+    assert raised is not None
+    assert raised["paused"] is None
+
+
 async def test_a_paused_batch_is_closed_and_finishes_what_is_under_way(yard: Yard) -> None:
     batch = (await yard.submit(lines(6))).batch
     first = await yard.admit(batch, 2)
@@ -236,7 +254,6 @@ async def test_a_budget_stops_admission_before_it_is_overrun_and_raising_it_goes
     assert stopped["paused"] is not None
     assert stopped["paused"]["by"] == "budget"
     await yard.batches.set_budget(batch["_id"], 1000)
-    await yard.batches.pause(batch["_id"], None)
     await yard.all_through(batch, cost=9)
     _, ended = await lines_and_total(yard, batch)
     assert (ended["status"], ended["cost_nano_usd"]) == ("completed", 270)

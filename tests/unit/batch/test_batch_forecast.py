@@ -12,7 +12,7 @@ import pytest
 from agentq.batch import preflight
 from agentq.batch.estimate import forecast, history, quantile
 from agentq.cli.batch_preflight import report
-from agentq.cli.batch_watch import Pace, advice, describe, headline, span
+from agentq.cli.batch_watch import Pace, advice, describe, headline, span, state
 from tests.unit.batch.test_batch_lines import DEFAULTS
 from tests.unit.batch.test_batch_output import NOW, batch
 
@@ -123,3 +123,27 @@ def test_what_a_person_has_to_do_is_said() -> None:
     for word in ("waste", "retry of  batch_0", "window", "1 succeeded, 1 bad"):
         assert word in told
     assert [span(seconds) for seconds in (5, 600, 7200, 999_999)] == ["5 s", "10 min", "2.0 h", "11.6 d"]
+
+
+def test_what_is_being_ended_is_not_paused_any_more() -> None:
+    paused = batch(status="cancelling", ending="cancelled", paused={"by": "person", "at": NOW})
+    assert (state(paused), advice(paused)) == ("cancelling", None)
+    assert state(batch(paused={"by": "person", "at": NOW})) == "in_progress, paused (person)"
+
+
+def test_a_description_says_for_whom_and_when_and_counts_one_as_one() -> None:
+    submitted = {"line": 2, "good": 1, "bad": 1}
+    doc = batch(submitted=submitted, total=1, entries=1, usage={"lost_llm_calls": 1, "llm_calls": 1})
+    told = "\n".join(describe(doc, 0, NOW))
+    for word in (
+        "in.jsonl, 1 request, 1 bad line\n", "tenant acme, workflow desk", "1 of 1 line,",
+        "1 call died with its worker", f"created {NOW:%Y-%m-%d %H:%M:%S}, started {NOW:%Y-%m-%d %H:%M:%S} UTC",
+    ):  # fmt: skip
+        assert word in told, told
+    over = batch(status="completed", live=False, at={"validating": NOW, "completed": NOW + timedelta(hours=1)})
+    assert f"ended {NOW + timedelta(hours=1):%Y-%m-%d %H:%M:%S} UTC" in "\n".join(describe(over, 0, NOW))
+
+
+def test_a_dry_run_of_nothing_says_so() -> None:
+    (told,) = report(preflight.check(io.BytesIO(b"\n \n"), DEFAULTS), [], {})
+    assert "no line in the file" in told
