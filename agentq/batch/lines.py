@@ -9,6 +9,8 @@ Two formats, told apart line by line:
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8 as BOM
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -79,7 +81,7 @@ def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
             yield number, None
             continue
         if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            raw = raw.removeprefix(BOM)
         if raw.strip():
             yield number, raw
 
@@ -112,22 +114,35 @@ def _json(raw: bytes | None) -> dict[str, Any]:
             "Shorten it; is every request on a line of its own?",
         )  # fmt: skip
     try:
-        body = json.loads(raw.decode("utf-8"))
+        body = json.loads(raw.decode("utf-8"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise BadBody("invalid_utf8", f"Byte {error.start + 1} is no UTF-8.", "Save the file as UTF-8.") from None
     except RecursionError:
         raise BadBody("too_deep", "The line is nested too deep.", "Flatten it.") from None
     except json.JSONDecodeError as error:
+        mark = raw.startswith(BOM)
+        why = "a byte order mark, which only the file's start may have" if mark else error.msg.removesuffix(" at")
         raise BadBody(
-            "invalid_json",
-            f"Not JSON from column {error.colno} on: {error.msg.removesuffix(' at')}.",
-            "Write one JSON object on one line.",
-        ) from None
+            "invalid_json", f"Not JSON from column {error.colno} on: {why}.",
+            "Write one JSON object a line, each whole on a line of its own.",
+        ) from None  # fmt: skip
     except ValueError:  # a number of thousands of digits
         raise BadBody("invalid_json", "Not JSON: a number is too long.", "Send it as a string.") from None
     if not isinstance(body, dict):
-        raise BadBody("wrong_type", f"The line is a JSON {_name(body)}, not an object.", 'Write {"id": ..., ...}.')
+        raise BadBody(
+            "wrong_type", f"The line is a JSON {_name(body)}, not an object.",
+            'Write one JSON object a line: {"id": ..., ...}.',
+        )  # fmt: skip
     return body
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values under one key JSON would keep the last: nobody knows which was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise BadBody("duplicate_key", f"The key {twice[:80]!r} is in one object more than once.", "Keep one of them.")
+    return found
 
 
 def _name(value: Any) -> str:

@@ -77,6 +77,10 @@ def test_earlier_messages_stand_before_the_request_and_none_is_lost() -> None:
     ("line", "code", "said"),
     [
         (b'{"id": "a", "input": "x"', "invalid_json", "column"),
+        (b'\xef\xbb\xbf{"id": "a", "input": "x"}', "invalid_json", "byte order mark"),
+        (b'{"id": "a", "id": "b", "input": "x"}', "duplicate_key", "'id'"),
+        (b'{"id": "a", "input": "x", "metadata": {"k": 1, "k": 1}}', "duplicate_key", "'k'"),
+        (b'{"custom_id": "a", "body": {"messages": [{"role": "user", "role": "user"}]}}', "duplicate_key", "'role'"),
         (b"\xff\xfe{", "invalid_utf8", "Byte 1"),
         (b"[1]", "wrong_type", "array"),
         (b"7", "wrong_type", "number"),
@@ -119,6 +123,11 @@ def test_a_bad_line_says_what_is_wrong_and_what_to_do(line: Any, code: str, said
     assert found.code == code
     assert said in found.message
     bson.encode(found.as_error())  # it can be stored
+
+
+@pytest.mark.parametrize("raw", [b"{", b'  "id": "a",', b'  "id"', b"[", b"},", b"7", b'\xef\xbb\xbf{"id": "a"}'])
+def test_a_document_over_several_lines_is_told_to_be_one_object_a_line(raw: bytes) -> None:
+    assert "one JSON object a line" in bad(raw).hint
 
 
 def test_a_bad_line_keeps_its_id_where_it_has_one() -> None:
