@@ -144,7 +144,7 @@ class _Counting:
         return self._tell if self._live else lambda _: None
 
     def _tell(self, submitted: Any) -> None:
-        click.echo(f"\r{submitted['good'] + submitted['bad']:,} lines on disk", nl=False, err=True)
+        click.echo(f"\r{counted(submitted['good'] + submitted['bad'], 'line')} on disk", nl=False, err=True)
 
     def __exit__(self, *_: object) -> None:
         if self._live:
