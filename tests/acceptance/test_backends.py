@@ -239,7 +239,8 @@ def test_a_plain_message_is_enough_and_its_repetition_is_one_run(
 
 
 def test_cron_hands_in_a_file_once(running: Running, tmp_path: Path, mongo: Database[dict[str, Any]]) -> None:
-    """The script of the crontab line: the file becomes a batch and is moved; the same file again is the same batch."""
+    """The script of the crontab line: the file becomes a batch and is moved; the same file again is the same batch. One
+    without a good line keeps no other waiting."""
     [line] = [line for line in (EXAMPLES / "cron" / "crontab").read_text().splitlines() if not line.startswith("#")]
     *fields, command = line.split(None, 5)
     assert next(CronSim(" ".join(fields), datetime.now(UTC))), "cron understands when"
@@ -251,13 +252,16 @@ def test_cron_hands_in_a_file_once(running: Running, tmp_path: Path, mongo: Data
     batches = []
     for _ in range(2):
         shutil.copy(EXAMPLES / "cron" / "questions.jsonl", tmp_path)
+        (tmp_path / "bad.jsonl").write_text("{broken\n", encoding="utf-8")
         done = subprocess.run(
             [str(EXAMPLES / "cron" / "hand_in.sh")], env=env, capture_output=True, text=True, timeout=100, check=False
         )
         assert done.returncode == 0, done.stderr
-        batches.append(done.stdout.strip())
+        bad, good = done.stdout.split()
+        batches.append(good)
     assert len(set(batches)) == 1
-    assert [file.name for file in (tmp_path / "done").iterdir()] == [f"questions.{batches[0]}.jsonl"]
+    moved = sorted(file.name for file in (tmp_path / "done").iterdir())
+    assert moved == [f"bad.{bad}.jsonl", f"questions.{batches[0]}.jsonl"]
     until(lambda: mongo["batches"].find_one({"_id": batches[0], "status": "completed"}), "the batch is done")
     answers = [run["result"]["answer"] for run in mongo["runs"].find({"batch.id": batches[0]})]
     assert len(answers) == 2

@@ -7,7 +7,8 @@ mkdir -p "$OUTBOX/done"
 exec 9> "$OUTBOX/.lock"
 flock -n 9 || exit 0 # the one before is still at it
 for file in "$OUTBOX"/*.jsonl; do
-  batch=$("${AGENTQ:-agentq}" batch submit --workflow "${WORKFLOW:-default}" "$file" | head -n 1)
+  # a file without a good line ends with code 1, but is a batch with an id: it must not keep the files after it waiting
+  batch=$("${AGENTQ:-agentq}" batch submit --workflow "${WORKFLOW:-default}" "$file" | head -n 1) || [ -n "$batch" ]
   mv "$file" "$OUTBOX/done/$(basename "$file" .jsonl).$batch.jsonl"
   echo "$batch"
 done
