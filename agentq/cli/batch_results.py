@@ -59,7 +59,7 @@ async def print_results(
             raise
         _drop_what_is_left()
         raise Unavailable(
-            f"The results could not be written: {error.strerror}.",
+            f"The results could not be written: {error.strerror or error}.",
             hint="Make room and ask for them again: none is lost, some may come twice.",
         ) from None
 

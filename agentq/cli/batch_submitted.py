@@ -70,5 +70,5 @@ def say_not_applied(batch: BatchDoc, order: Order, options: dict[str, str]) -> N
         click.echo(f"  {option}: {instead}", err=True)
     if order.retry_of is None:
         click.echo("Submit with --again for a new batch with these options.", err=True)
-    elif batch["live"] and options.keys() > {"--budget"}:
+    elif batch["live"] and options.keys() - {"--budget"}:
         click.echo(f"Cancel it, then 'agentq batch retry {batch['_id']}' takes new options.", err=True)

@@ -373,7 +373,7 @@ async def test_a_retry_that_is_there_keeps_its_options_and_only_what_it_can_do_i
     done = await agentq("retry", first, "--budget", "5")
     assert f"--budget: it has $0.01; 'agentq batch budget {batch_id} USD' changes that" in done.stderr
     assert "Cancel it" not in done.stderr
-    more = await agentq("retry", first, "--budget", "5", "--live")
+    more = await agentq("retry", first, "--live")
     assert f"Cancel it, then 'agentq batch retry {batch_id}'" in more.stderr
     await agentq("budget", batch_id, "5")
     await yard.all_through(await yard.batch(batch_id), status="failed")
