@@ -239,6 +239,30 @@ async def test_times_are_kept_in_mongodb(client: Client, store: MongoStore) -> N
     assert "backlog" not in await load(store, past.run_id)
 
 
+@pytest.mark.parametrize(("delay_s", "lives_s"), [(None, -1), (None, 0), (3600, 360), (60, 60)])
+def test_a_request_that_expires_before_it_may_start_is_refused(
+    client: Client, delay_s: float | None, lives_s: float
+) -> None:
+    expires_at = client._now() + timedelta(seconds=lives_s)
+    with pytest.raises(InvalidRequest) as caught:
+        client.submit("x", delay_s=delay_s, expires_at=expires_at)
+    assert caught.value.code == "expires_before_start"
+    assert caught.value.hint
+    body = {"input": "x", "delay_s": delay_s, "expires_at": expires_at}
+    (refused,) = client.submit_many([body])
+    assert isinstance(refused, InvalidRequest)
+
+
+async def test_a_repeated_request_is_known_after_it_has_expired(client: Client, store: MongoStore) -> None:
+    request = {"input": "x", "idempotency_key": "k", "expires_at": client._now() + timedelta(seconds=60)}
+    first = client.submit(**request)
+    connected = client._connect()
+    connected.offset += timedelta(minutes=2)
+    assert client.submit(**request).run_id == first.run_id
+    with pytest.raises(IdempotencyConflict):
+        client.submit(**{**request, "input": "y"})
+
+
 async def test_a_recurring_request_is_handed_in_once_a_time(client: Client, store: MongoStore) -> None:
     schedule_id = client.schedule({"input": "report", "tenant": "t"}, "*/5 * * * *", "Europe/Zurich")
     assert await store.backlog.schedules(10) == []
