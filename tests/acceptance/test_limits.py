@@ -17,6 +17,9 @@ def test_limits_are_set_shown_and_cleared_with_their_history(running: Running) -
     assert tenant in done.stdout
     done = running.agentq("limits", "set", "--tenant", tenant, "--in-flight", "none")
     assert done.returncode == 0, done.stderr
+    done = running.agentq("limits", "set", "--tenant", tenant, "--in-flight", "none")
+    assert done.returncode == 0
+    assert "nothing changed" in done.stderr
     shown = json.loads(running.agentq("limits", "show", "--json").stdout)[tenant]
     assert (shown["weight"], shown["in_flight"], shown["spend"]) == (3.0, None, 500_000_000)
     assert running.agentq("limits", "clear", "--tenant", tenant).returncode == 0
@@ -32,6 +35,8 @@ def test_a_user_is_told_what_is_wrong_with_a_limit_or_a_priority(running: Runnin
         ("limits", "set", "--tenant", "t"),
         ("limits", "set", "--tenant", "t", "--in-flight", "many"),
         ("limits", "set", "--tenant", "t", "--weight", "0"),
+        ("limits", "set", "--tenant", "t", "--weight", "inf"),
+        ("limits", "set", "--tenant", "t", "--spend-usd", "nan"),
         ("submit", "--priority", "urgent", "x"),
         ("submit", "--priority", "interactive:12", "x"),
         ("submit", "--at", "tomorrow", "x"),

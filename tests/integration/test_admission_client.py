@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -309,14 +310,18 @@ async def test_limits_change_with_their_event_and_any_edit_of_the_chain_shows(st
     limits = Limits(store, "ada")
     await limits.set("acme", {"weight": 3.0, "in_flight": 10})
     await limits.set("acme", {"in_flight": None, "spend": 5})
-    await limits.set("acme|k1", {"per_minute": 60})
+    assert (await limits.set("acme|k1", {"per_minute": 60}))[1]
     assert (await limits.all())["acme"] == (3.0, None, 5, None, None)
     assert (await store.backlog.limits()).keys() == {"acme", "acme|k1"}
     await limits.clear("acme")
     with pytest.raises(NotFound):
         await limits.clear("acme")
-    with pytest.raises(InvalidRequest):
-        await limits.set("acme", {"weight": 0.0})
+    for wrong in ({"weight": 0.0}, {"weight": math.inf}, {"weight": math.nan}, {"waiting": -1}, {"in_flight": 2**63}):
+        with pytest.raises(InvalidRequest):
+            await limits.set("acme", wrong)
+    for nothing_new in ({"per_minute": 60}, {"waiting": None}):
+        assert await limits.set("acme|k1", nothing_new) == ((1.0, None, None, 60, None), False)
+    assert await limits.set("nobody", {"waiting": None}) == ((1.0, None, None, None, None), False)
     events, problems = await limits.history()
     assert problems == []
     assert [(event["type"], event["data"]["by"], event["data"]["name"]) for event in events] == [

@@ -158,6 +158,16 @@ def test_where_nothing_runs_the_sentence_says_how_to_start(run: Any, tmp_path: P
     assert "agentq up" in caught.value.hint
 
 
+def test_a_limit_that_is_no_number_is_told_with_its_option(run: Any) -> None:
+    for option, value, what in (
+        ("--in-flight", "1.5", "a whole number"), ("--waiting", "many", "a whole number"),
+        ("--weight", "x", "a number"), ("--spend-usd", "inf", "a number"),
+    ):  # fmt: skip
+        result = run("limits", "set", "--tenant", "t", option, value)
+        assert result.exit_code == 2
+        assert f"{option}: '{value}' is not {what} (or 'none')." in result.stderr
+
+
 def test_doctor_fails_with_a_remedy_where_nothing_runs(run: Any) -> None:
     result = run("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(result.stdout)}
