@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 from urllib.parse import urlsplit
 
@@ -93,9 +94,19 @@ def _webhook_url(url: str) -> str:
         raise ValueError("it should begin with https:// (http:// for this machine only)")
     if not parts.hostname or parts.port == 0:
         raise ValueError("it names no host and port")
+    if _is_link_local(parts.hostname):
+        raise ValueError("that address is link-local, such are never called")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError("no user, password or fragment in it, please")
     return url
+
+
+def _is_link_local(host: str) -> bool:
+    """Is it an address of this kind (that of metadata services)? Of others only the operator's settings can tell."""
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
 
 
 def _callers_queue(name: str) -> str:
