@@ -40,7 +40,7 @@ from agentq.errors import (
 from agentq.event import Event
 from agentq.handle import Handle, Outcome, Runs
 from agentq.protocol import Hint, Pool, Request, parse_request
-from agentq.run import START_STEP, NewRun, Registered, Reply, new_run, new_run_id, starts_at
+from agentq.run import START_STEP, NewRun, Registered, Reply, check_times, new_run, new_run_id, starts_at
 from agentq.schedule import Schedules
 
 __all__ = ["Client", "Handle", "Outcome"]
@@ -101,11 +101,12 @@ class Client:
         A request in a ``conversation`` sees the turns before it. While one of them is under way, its
         ``conversation_policy`` says what becomes of it.
 
-        Raises ``InvalidRequest`` (see ``agentq.protocol.parse_request`` for its codes), ``UnknownWorkflow``,
-        ``IdempotencyConflict`` (the key is known with another body), ``Conflict`` (code ``conversation_busy``: the
-        policy is ``reject``; ``debounce_differs``: the waiting run has another workflow, class, key or budget),
-        ``QueueFull`` (too many requests of the tenant wait; it says when to come back), ``Unavailable`` (MongoDB does
-        not answer: it is unknown whether the request was stored; repeat with the same idempotency key).
+        Raises ``InvalidRequest`` (see ``agentq.protocol.parse_request`` for its codes; ``expires_before_start``: it
+        would expire before it may start), ``UnknownWorkflow``, ``IdempotencyConflict`` (the key is known with another
+        body), ``Conflict`` (code ``conversation_busy``: the policy is ``reject``; ``debounce_differs``: the waiting run
+        has another workflow, class, key or budget), ``QueueFull`` (too many requests of the tenant wait; it says when
+        to come back), ``Unavailable`` (MongoDB does not answer: it is unknown whether the request was stored; repeat
+        with the same idempotency key).
         """
         body = {
             "input": input, "workflow": workflow, "tenant": tenant, "user": user, "conversation": conversation,
@@ -211,6 +212,12 @@ class Client:
     def _born(self, request: Request, registered: Registered, reply: Reply | None) -> NewRun | Handle:
         """The document of a request, or the run that it joins."""
         connected, run_id = self._connect(), new_run_id()
+        try:
+            check_times(request, self._now())
+        except InvalidRequest:
+            if (known := self._known(request)) is not None:  # it was in time when it came first
+                return known
+            raise
         with mongo_errors():
             connected.gate.refresh(self._now())
             if self._looks_first(request) and (known := self._known(request)) is not None:

@@ -88,10 +88,10 @@ class Handle:
         """The run's audit events so far, in order."""
         return self._runs.events(self.run_id)
 
-    def cancel(self, reason: str = "") -> None:
-        """Ask for the run's end; it is cancelled within about a second. Safe to repeat. Raises ``Conflict`` if it
-        has ended otherwise."""
-        self._runs.cancel(self.run_id, reason)
+    def cancel(self, reason: str = "") -> bool:
+        """Ask for the run's end; it is cancelled within about a second. Safe to repeat: False if that was asked
+        before. Raises ``Conflict`` if it has ended otherwise."""
+        return self._runs.cancel(self.run_id, reason)
 
 
 _OUTCOME_FIELDS = {
@@ -154,8 +154,8 @@ class Runs:
             connected.gate.refresh(connected.now())
             return connected.gate.place(run, connected.now())
 
-    def cancel(self, run_id: str, reason: str, *, not_of: str | None = None) -> None:
-        """Ask for its end; ``not_of``: an idempotency key whose run is left alone."""
+    def cancel(self, run_id: str, reason: str, *, not_of: str | None = None) -> bool:
+        """Ask for its end; False if that was asked before. ``not_of``: an idempotency key whose run is left alone."""
         now = self._here().now()
         wish = {"reason": str(reason)[:500], "at": now}
         spared = {} if not_of is None else {"idempotency_key": {"$ne": not_of}}
@@ -176,6 +176,7 @@ class Runs:
             doc = self.document(run_id, {"status": 1, "cancel": 1})
             if doc["status"] in TERMINAL - {"cancelled"}:
                 raise Conflict(f"Run {run_id} has already {doc['status']}.", hint="There is nothing to cancel.")
+        return asked.modified_count > 0
 
     def _here(self) -> Connection:
         return self._connections.here()

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 from urllib.parse import urlsplit
 
@@ -66,14 +67,23 @@ def hint_message(hints: Sequence[Hint], at: datetime) -> dict[str, Any]:
     return {"hints": hints, "at": int(at.timestamp() * 1000)}
 
 
+_A_TIME = "2026-12-01T09:00:00+01:00"
+
+
 def _moment(value: Any) -> Any:
     """A time as ISO 8601 text becomes one; it must say its offset from UTC."""
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"that is no time, write one as {_A_TIME}") from None
     if isinstance(value, datetime):
         if value.tzinfo is None:
-            raise ValueError("a time needs its offset from UTC, as in 2026-12-01T09:00:00+01:00")
-        value = value.astimezone(UTC)
+            raise ValueError(f"a time needs its offset from UTC, as in {_A_TIME}")
+        try:
+            value = value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError(f"UTC has no such year, write a time as {_A_TIME}") from None
         return value.replace(microsecond=value.microsecond // 1000 * 1000)
     return value
 
@@ -93,9 +103,19 @@ def _webhook_url(url: str) -> str:
         raise ValueError("it should begin with https:// (http:// for this machine only)")
     if not parts.hostname or parts.port == 0:
         raise ValueError("it names no host and port")
+    if _is_link_local(parts.hostname):
+        raise ValueError("that address is link-local, such are never called")
     if "@" in parts.netloc or parts.fragment:
         raise ValueError("no user, password or fragment in it, please")
     return url
+
+
+def _is_link_local(host: str) -> bool:
+    """Is it an address of this kind (that of metadata services)? Of others only the operator's settings can tell."""
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
 
 
 def _callers_queue(name: str) -> str:
@@ -161,15 +181,17 @@ class Request(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Request:
         if self.at is not None and self.delay_s is not None:
-            raise ValueError("at and delay_s exclude each other")
+            raise ValueError("'at' and 'delay_s' exclude each other")
         if self.debounce_s is not None and self.debounce_key is None:
-            raise ValueError("debounce_s needs a debounce_key")
+            raise ValueError("'debounce_s' needs a 'debounce_key'")
         if self.debounce_key is not None and (self.conversation or self.at or self.delay_s or self.singleton_key):
-            raise ValueError("debounce_key goes with none of conversation, at, delay_s, singleton_key")
+            raise ValueError("'debounce_key' goes with none of 'conversation', 'at', 'delay_s', 'singleton_key'")
         if self.singleton_key is not None and self.conversation is not None:
-            raise ValueError("singleton_key and conversation exclude each other")
+            raise ValueError("'singleton_key' and 'conversation' exclude each other")
         if self.notify and self.conversation_policy == "merge":
-            raise ValueError("webhook and follow_up do not go with conversation_policy merge: that run is another's")
+            raise ValueError(
+                "'webhook' and 'follow_up' do not go with 'conversation_policy' merge: that run is another's"
+            )
         return self
 
     @property
@@ -325,4 +347,6 @@ def _translate(error: ValidationError) -> InvalidRequest:
         "control_characters": f"Send '{field}' as valid UTF-8.",
     }
     said = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # fields that do not fit together
+        return InvalidRequest(f"{said}.", code=code, hint="Change the request as the message says.", field=field)
     return InvalidRequest(f"{field}: {said}.", code=code, hint=hints[code], field=field)

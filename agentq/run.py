@@ -13,7 +13,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from agentq.errors import AgentqError
+from agentq.errors import AgentqError, InvalidRequest
 from agentq.event import AuditHead, Event, NewEvent, chain, genesis
 from agentq.protocol import Notify, Pool, Request
 
@@ -203,6 +203,19 @@ def starts_at(request: Request, now: datetime) -> datetime:
     if request.delay_s is not None:
         return now + timedelta(seconds=request.delay_s)
     return max(now, request.at or now)
+
+
+def check_times(request: Request, now: datetime) -> None:
+    """Refuse a request that would expire before it may start. Raises ``InvalidRequest`` (``expires_before_start``)."""
+    start = starts_at(request, now)
+    if request.expires_at is not None and request.expires_at <= start:
+        raise InvalidRequest(
+            f"The request expires at {request.expires_at:%Y-%m-%d %H:%M:%S} UTC, before it may start "
+            f"({start:%Y-%m-%d %H:%M:%S} UTC).",
+            code="expires_before_start",
+            hint="Give a later 'expires_at', or leave it out.",
+            field="expires_at",
+        )
 
 
 def ends_at(request: Request, start: datetime, default: datetime) -> datetime:

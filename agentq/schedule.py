@@ -50,9 +50,10 @@ class Schedules:
         """Keep a validated request; gives the schedule's id."""
         if "idempotency_key" in request or "at" in request or "expires_at" in request:
             raise InvalidRequest(
-                "A recurring request has no idempotency_key, at or expires_at of its own.",
+                "A recurring request has no 'idempotency_key', 'at' or 'expires_at' of its own.",
                 code="not_for_schedule",
-                hint="Use delay_s and deadline_s, which count from each time anew.",
+                hint="Use 'delay_s' and 'deadline_s', which count from each time anew.",
+                field="request",
             )
         due = next_time(cron, timezone, self._now())
         if due is None:

@@ -22,7 +22,7 @@ from agentq.batch.lines import Bad, Defaults, Good, parse_line, read_lines
 from agentq.canonical import canonical_json, sha256
 from agentq.errors import Conflict, InvalidRequest, UnknownWorkflow
 from agentq.protocol import Notify, Priority, parse_request
-from agentq.run import UNKNOWN_COST, new_run
+from agentq.run import UNKNOWN_COST, check_times, new_run
 from agentq.store.batches import Batches
 from schemas.batch import (
     BATCH_FORMAT,
@@ -263,7 +263,7 @@ def _chunks(
     runs: list[Doc] = []
     bad: list[BadLine] = []
     size = 0
-    for line in lines:
+    for line in (_in_time(line, batch["created_at"]) for line in lines):
         if line.line > batch["submitted"]["line"]:
             if isinstance(line, Good):
                 known = estimates.get(line.request.workflow)
@@ -277,6 +277,17 @@ def _chunks(
             runs, bad, size = [], [], 0
     if runs or bad:
         yield _Chunk(runs, bad, line.line)
+
+
+def _in_time(line: Good | Bad, born: datetime) -> Good | Bad:
+    """The line, or a bad one where it would expire before it may start. By the batch's birth: what a line becomes is
+    the same whoever goes on with the submission, whenever."""
+    if isinstance(line, Good):
+        try:
+            check_times(line.request, born)
+        except InvalidRequest as error:
+            return Bad(line.line, line.custom_id, error.code, error.message, error.hint)
+    return line
 
 
 def _run(batch: BatchDoc, line: Good, pinned: Any, now: datetime, cost: int) -> Doc:

@@ -64,6 +64,9 @@ def mongo_url(settings: Settings) -> str:
     """Raises ``ConfigError`` where no system is running and none is configured."""
     if settings.mongo_url is None:
         raise ConfigError(
-            "No agentq is running here.", code="not_running", hint="Start it with 'agentq up', or set AGENTQ_MONGO_URL."
+            f"No agentq is running here: none on the data directory {settings.data_dir.resolve()}.",
+            code="not_running",
+            hint="Start it with 'agentq up', name another directory with --data-dir or AGENTQ_DATA_DIR, "
+            "or set AGENTQ_MONGO_URL.",
         )
     return settings.mongo_url.get_secret_value()

@@ -59,29 +59,32 @@ def limits() -> None:
 @click.option("--per-minute", help="Runs admitted in any minute.")
 @click.option("--waiting", help="Requests that may wait; more are refused, and told when to come back.")
 def set_limits(data_dir: Path | None, tenant: str, key: str | None, **given: str | None) -> None:
-    """Exit 0 when changed, 2 for a value that means nothing."""
+    """Exit 0 when that is in force, 2 for a value that means nothing."""
     changes = {
-        "weight": _number(given["weight"], float),
-        "in_flight": _number(given["in_flight"], int),
-        "spend": _number(given["spend_usd"], lambda text: round(float(text) * 1e9)),
-        "per_minute": _number(given["per_minute"], int),
-        "waiting": _number(given["waiting"], int),
+        "weight": _number("--weight", given["weight"], "a number", float),
+        "in_flight": _number("--in-flight", given["in_flight"], "a whole number", int),
+        "spend": _number("--spend-usd", given["spend_usd"], "a number", lambda text: round(float(text) * 1e9)),
+        "per_minute": _number("--per-minute", given["per_minute"], "a whole number", int),
+        "waiting": _number("--waiting", given["waiting"], "a whole number", int),
     }
     told = {name: None if value == "none" else value for name, value in changes.items() if value is not None}
     if not told:
         raise click.UsageError("Name at least one limit, e.g. --in-flight 10.")
     if key is not None and "weight" in told:
         raise click.UsageError("Weights are a tenant's: leave --key out.")
-    _print({_name(tenant, key): _with(data_dir, lambda limits: limits.set(_name(tenant, key), told))})
+    limit, changed = _with(data_dir, lambda limits: limits.set(_name(tenant, key), told))
+    _print({_name(tenant, key): limit})
+    if not changed:
+        click.echo("nothing changed: that was in force already", err=True)
 
 
-def _number(text: str | None, kind: Callable[[str], Any]) -> Any:
+def _number(option: str, text: str | None, what: str, kind: Callable[[str], Any]) -> Any:
     if text is None or text == "none":
         return text
     try:
         return kind(text)
     except (ValueError, OverflowError):
-        raise click.UsageError(f"{text!r} is not a number (or 'none').") from None
+        raise click.UsageError(f"{option}: {text!r} is not {what} (or 'none').") from None
 
 
 @limits.command("show", help="The limits in force.")

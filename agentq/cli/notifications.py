@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from schemas.delivery import Delivery
 
 
-@click.group(help="Webhooks and follow-up tasks: list them, try dead ones again.")
+@click.group(help="Webhooks and follow-up tasks: list them, try some again.")
 def notifications() -> None:
     """The group ``agentq notifications``."""
 
@@ -41,6 +41,9 @@ def list_(
     if as_json:
         for delivery in found:
             click.echo(json.dumps(_facts(delivery, receiver(delivery))))
+        return
+    if not found and condition:
+        click.echo("No delivery matches.")
         return
     if not found:
         click.echo("There are none. A request asks for one with its fields webhook and follow_up.")
@@ -79,14 +82,14 @@ def _facts(delivery: Delivery, to: str) -> dict[str, Any]:
 
 
 @notifications.command(
-    help="Try a dead delivery again, at once and from the start of its schedule; --dead: all of them."
+    help="Try a dead or a pending delivery again, at once and from the start of its schedule; --dead: all dead ones."
 )
 @data_dir_option
 @click.argument("delivery_id", required=False)
 @click.option("--dead", "everything", is_flag=True, help="Every dead delivery.")
 @click.option("--tenant", help="With --dead: only those of this tenant.")
 def retry(data_dir: Path | None, delivery_id: str | None, everything: bool, tenant: str | None) -> None:
-    """Exit 0 when it is on its way again; 2 where it is not dead."""
+    """Exit 0 when it is on its way again; 2 where it has arrived or is being tried."""
     if (delivery_id is None) != everything:
         raise click.UsageError("Name a delivery, or say --dead.")
     click.echo(f"{asyncio.run(_retry(data_dir, delivery_id, tenant))} on the way again")
@@ -98,9 +101,15 @@ async def _retry(data_dir: Path | None, delivery_id: str | None, tenant: str | N
             return await store.deliveries.redrive({} if tenant is None else {"tenant": tenant})
         if redriven := await store.deliveries.redrive({"_id": delivery_id}):
             return redriven
+        if await store.deliveries.hasten(delivery_id):
+            return 1
         delivery = await store.deliveries.load(delivery_id)
     if delivery is None:
         raise NotFound(
             f"There is no delivery {delivery_id!r}.", hint="'agentq notifications list --status dead' shows some."
         )
-    raise Conflict(f"Delivery {delivery_id} is {delivery['status']}, not dead.", hint="There is nothing to retry.")
+    if delivery["status"] == "pending":
+        raise Conflict(
+            f"Delivery {delivery_id} is being tried.", hint="'agentq notifications list' says what came of it."
+        )
+    raise Conflict(f"Delivery {delivery_id} has arrived.", hint="There is nothing to retry.")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +17,11 @@ import click
 
 from agentq.cli.connect import data_dir_option, open_client, open_store
 from agentq.cli.table import one_line, print_table, span
-from agentq.errors import NotFound
+from agentq.errors import AgentqError, InvalidRequest, NotFound
 from agentq.event import Event
 
 if TYPE_CHECKING:
-    from agentq.client import Outcome
+    from agentq.client import Client, Outcome
     from agentq.engine.stuck import Stuck
     from schemas.run import RunDoc
 
@@ -27,7 +30,10 @@ def _priority(context: click.Context, option: click.Parameter, value: str) -> di
     """``interactive:7`` as the request's fields."""
     name, _, number = value.partition(":")
     if name not in ("interactive", "standard", "batch") or (number and (len(number) != 1 or not number.isdigit())):
-        raise click.BadParameter("is interactive, standard or batch, then perhaps ':' and a digit.")
+        raise click.BadParameter(
+            f"{value!r} is no priority. Write interactive, standard or batch, or one of them with ':' and a digit, "
+            "as in interactive:7."
+        )
     return {"priority": name, **({"urgency": int(number)} if number else {})}
 
 
@@ -56,7 +62,7 @@ def _priority(context: click.Context, option: click.Parameter, value: str) -> di
 @click.option("--delay", "delay_s", type=float, help="Not before so many seconds from now.")
 @click.option("--expires-at", help="The run must have ended by this time.")
 @click.option("--cron", help="Again and again: minute hour day month weekday. Prints the schedule's id.")
-@click.option("--timezone", default="UTC", show_default=True, help="With --cron.")
+@click.option("--timezone", help="With --cron [UTC].")
 @click.option("--debounce-key", help="A later request with it replaces one that still waits.")
 @click.option("--debounce", "debounce_s", type=float, help="Seconds without another before it goes [5].")
 @click.option("--singleton-key", help="One run at a time: while one lives, this gives its id.")
@@ -73,17 +79,22 @@ def submit(
     timeout_s: float,
     as_json: bool,
     cron: str | None,
-    timezone: str,
+    timezone: str | None,
     **options: Any,
 ) -> None:
     """Exit 0 when accepted (with --wait: when succeeded), 1 when the run ended otherwise, 2 for a refused request."""
+    if cron is not None and wait:
+        raise click.UsageError("--wait does not go with --cron: there is no run yet.")
+    if cron is None and timezone is not None:
+        raise click.UsageError("--timezone goes with --cron; a time given with --at says its own offset.")
+    if options["conversation_policy"] is not None and options["conversation"] is None:
+        raise click.UsageError("--conversation-policy needs a --conversation.")
     request = {name: value for name, value in options.items() if value is not None}
     request |= request.pop("priority")
     body = sys.stdin.read() if text == "-" else text
-    with open_client(data_dir) as client:
+    with open_client(data_dir) as client, _naming_options():
         if cron is not None:
-            schedule_id = client.schedule({"input": body, **request}, cron, timezone)
-            click.echo(json.dumps({"schedule_id": schedule_id}) if as_json else schedule_id)
+            _submit_schedule(client, {"input": body, **request}, cron, timezone or "UTC", as_json)
             return
         run = client.submit(body, **request)
         if wait:
@@ -93,6 +104,42 @@ def submit(
             click.echo(json.dumps(facts))
         else:
             click.echo(run.run_id)
+            with suppress(AgentqError):  # it has been accepted, whatever is known of its place
+                _say_place(run.position, run.estimated_start_s)
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Within it, a refusal that names fields of the request names the options that gave them."""
+    given = click.get_current_context().command.params
+    options = {str(one.name): one.opts[0] for one in given if isinstance(one, click.Option)}
+
+    def named(text: str) -> str:
+        return re.sub(r"'\w+'|^\w+(?=: )", lambda found: options.get(found[0].strip("'"), found[0]), text)
+
+    try:
+        yield
+    except InvalidRequest as error:
+        if "field" in error.details:
+            error.message, error.hint = named(error.message), named(error.hint)
+        raise
+
+
+def _submit_schedule(client: Client, request: dict[str, Any], cron: str, timezone: str, as_json: bool) -> None:
+    from agentq.schedule import next_time  # noqa: PLC0415 - as the client, it is imported when it is used
+
+    schedule_id = client.schedule(request, cron, timezone)
+    click.echo(json.dumps({"schedule_id": schedule_id}) if as_json else schedule_id)
+    if not as_json and (due := next_time(cron, timezone, datetime.now(UTC))) is not None:
+        click.echo(f"first due {due:%Y-%m-%d %H:%M} UTC", err=True)
+
+
+def _say_place(position: int | None, start_s: float | None) -> None:
+    """On stderr, of a run that was handed in: what it waits for. Nothing where it does not wait."""
+    told = [] if position == 0 else [f"{'over a thousand' if position is None else position} before it"]
+    told += [f"starts in about {span(start_s)}"] if start_s else []
+    if told:
+        click.echo(f"waits: {', '.join(told)}", err=True)
 
 
 @click.command(help="Wait for a run to end and print its answer.")
@@ -129,10 +176,14 @@ def print_outcome(outcome: Outcome, as_json: bool) -> None:
 @click.argument("run_id")
 @click.option("--reason", default="", help="Recorded in the audit trail.")
 def cancel(data_dir: Path | None, run_id: str, reason: str) -> None:
-    """Exit 0 when asked; 2 when the run has already ended."""
+    """Exit 0 when asked, now or before; 2 when the run has ended otherwise."""
     with open_client(data_dir) as client:
-        client.run(run_id).cancel(reason)
-    click.echo(f"{run_id}: cancellation requested")
+        run = client.run(run_id)
+        if run.cancel(reason):
+            told = "cancellation requested"
+        else:
+            told = "has been cancelled already" if run.status() == "cancelled" else "cancellation was requested before"
+    click.echo(f"{run_id}: {told}")
 
 
 @click.command(help="List the latest runs, newest first.")

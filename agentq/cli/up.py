@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 import time
@@ -68,6 +69,8 @@ def up(
         if "flower_url" in stack.settings:
             click.echo(f"  queues   {stack.settings['flower_url']}")
         click.echo(f"  data     {settings.data_dir.resolve()}")
+        if data_dir is not None:
+            click.echo(f"  first    export AGENTQ_DATA_DIR={shlex.quote(str(settings.data_dir.resolve()))}")
         click.echo('  try      agentq submit "..."   agentq runs   agentq doctor')
 
     stack = Stack(settings, scenario=scenario, report=click.echo)

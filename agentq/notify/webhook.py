@@ -51,25 +51,30 @@ class WebhookSender:
 
     async def __call__(self, delivery: Delivery) -> None:
         to = cast("Webhook", delivery["to"])
-        keys = self._secrets.of(delivery["tenant"], to.get("secret_id", DEFAULT_SECRET))
-        body, now = message(delivery), int(datetime.now(UTC).timestamp())
-        headers = {
-            "content-type": "application/json",
-            "user-agent": "agentq-webhooks",
-            "webhook-id": delivery["_id"],
-            "webhook-timestamp": str(now),
-            "webhook-signature": signature(keys, delivery["_id"], now, body),
-        }
         try:
             async with asyncio.timeout(self._timeout_s):
                 url = URL(to["url"])
-                await self._post(url, await self._addresses(url), headers, body)
+                # Before the secret is looked for: that may come to be, an address that is refused stays so.
+                addresses = await self._addresses(url)
+                body = message(delivery)
+                await self._post(url, addresses, self._headers(delivery, body), body)
         except TimeoutError:
             raise NotDelivered(f"No answer within {self._timeout_s:g} s.", code="timeout") from None
         except aiohttp.ClientConnectorCertificateError:
             raise NotDelivered("The receiver's certificate is not valid.", code="bad_certificate") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise NotDelivered(f"The receiver cannot be reached: {type(error).__name__}.", code="unreachable") from None
+
+    def _headers(self, delivery: Delivery, body: bytes) -> dict[str, str]:
+        to, now = cast("Webhook", delivery["to"]), int(datetime.now(UTC).timestamp())
+        keys = self._secrets.of(delivery["tenant"], to.get("secret_id", DEFAULT_SECRET))
+        return {
+            "content-type": "application/json",
+            "user-agent": "agentq-webhooks",
+            "webhook-id": delivery["_id"],
+            "webhook-timestamp": str(now),
+            "webhook-signature": signature(keys, delivery["_id"], now, body),
+        }
 
     async def _addresses(self, url: URL) -> Sequence[str]:
         """What the URL's host leads to, all of it judged."""

@@ -133,8 +133,15 @@ class Deliveries:
 
     async def redrive(self, condition: Doc) -> int:
         """Dead deliveries that fit are tried again from the start, at once; gives how many."""
+        return await self._anew({**condition, "status": "dead"})
+
+    async def hasten(self, delivery_id: str) -> bool:
+        """Try a delivery that waits for its next try again from the start, at once. False: it does not wait."""
+        return bool(await self._anew({"_id": delivery_id, "status": "pending", "token": None}))
+
+    async def _anew(self, condition: Doc) -> int:
         anew = {"status": "pending", "attempts": 0, "not_before": self.now(), "ended_at": None}
-        redriven = await self._answer(self._deliveries.update_many({**condition, "status": "dead"}, {"$set": anew}))
+        redriven = await self._answer(self._deliveries.update_many(condition, {"$set": anew}))
         return cast("int", redriven.modified_count)
 
     # -- batches ----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from agentq.store.mongo import MongoStore
 
 Doc = dict[str, Any]
 CHAIN = "limits"
+MOST = 2**63 - 1  # the largest integer that MongoDB holds
 
 
 class Limits:
@@ -35,15 +36,19 @@ class Limits:
         found = await self._store._answer(self._db["limits"].find({}).sort("_id", ASCENDING).to_list())
         return {doc["_id"]: limit_of(doc) for doc in found}
 
-    async def set(self, name: str, changes: Mapping[str, Any]) -> Limit:
-        """Change some limits of a tenant or key; the others stay. Gives what is then in force.
+    async def set(self, name: str, changes: Mapping[str, Any]) -> tuple[Limit, bool]:
+        """Change some limits of a tenant or key; the others stay. Gives what is then in force, and whether that is
+        anything new; where it is not, there is no event.
 
         Raises ``InvalidRequest`` (code ``invalid_limit``) for a value that means nothing.
         """
         for field, value in changes.items():
-            if value is not None and (value < 0 or (field == "weight" and value < 0.001)):
+            least = 0.001 if field == "weight" else 0
+            if value is not None and not least <= value <= MOST:  # what is no number at all (nan) as well
                 raise InvalidRequest(
-                    f"{field} cannot be {value}.", code="invalid_limit", hint="A weight is at least 0.001, a cap 0."
+                    f"{field} cannot be {value}.",
+                    code="invalid_limit",
+                    hint="A weight is 0.001 at least, a cap 0, and both are less than 2^63.",
                 )
         return await self._change(name, changes)
 
@@ -53,25 +58,25 @@ class Limits:
             raise NotFound(f"{name!r} has no limits.", hint="'agentq limits show' lists those that have.")
         await self._change(name, None)
 
-    async def _change(self, name: str, changes: Mapping[str, Any] | None) -> Limit:
-        async def together(session: AsyncClientSession) -> Limit:
+    async def _change(self, name: str, changes: Mapping[str, Any] | None) -> tuple[Limit, bool]:
+        async def together(session: AsyncClientSession) -> tuple[Limit, bool]:
             limits, events = self._db["limits"], self._db["limits_audit"]
-            before = await limits.find_one({"_id": name}, session=session)
+            found = await limits.find_one({"_id": name}, session=session)
+            before: Doc | None = None if found is None else {key: found[key] for key in found if key != "_id"}
             after: Doc | None = None
             if changes is not None:
                 merged = {**(before or {}), **changes}
-                after = {field: value for field, value in merged.items() if field != "_id" and value is not None}
+                after = {field: value for field, value in merged.items() if value is not None}
+                if after == (before or {}):
+                    return limit_of(after), False
             head = await events.find_one({"_id": "head"}, session=session)
             start: AuditHead = genesis(CHAIN) if head is None else {"seq": head["seq"], "hash": head["hash"]}
             news: NewEvent = {
                 "type": "limits.cleared" if after is None else "limits.set",
                 "at_ms": int(self._store.now().timestamp() * 1000),
                 "step": None,
-                "data": {
-                    "name": name, "by": self._by, "after": after,
-                    "before": None if before is None else {key: before[key] for key in before if key != "_id"},
-                },
-            }  # fmt: skip
+                "data": {"name": name, "by": self._by, "after": after, "before": before},
+            }
             chained, end = chain(CHAIN, start, [news])
             await events.insert_one({"_id": f"{CHAIN}:{end['seq']:06d}", **chained[0]}, session=session)
             await events.replace_one({"_id": "head"}, dict(end), upsert=True, session=session)
@@ -79,7 +84,7 @@ class Limits:
                 await limits.delete_one({"_id": name}, session=session)
             else:
                 await limits.replace_one({"_id": name}, after, upsert=True, session=session)
-            return limit_of(after or {})
+            return limit_of(after or {}), True
 
         async with self._db.client.start_session() as session:
             return await self._store._answer(session.with_transaction(together))

@@ -13,7 +13,8 @@ from typing import Any
 
 from celery import Celery
 
-URL = os.environ["BROKER_URL"]
+USAGE = "usage: BROKER_URL=... python examples/backends/celery_app.py TEXT"
+URL = os.environ.get("BROKER_URL") or sys.exit(USAGE)
 app = Celery("shop", broker=URL, backend=URL if URL.startswith("redis") else "rpc://")
 # The queue is agentq's: without ``declare=[]`` Celery would declare it as its own, which RabbitMQ refuses.
 TO_AGENTQ: dict[str, Any] = {"queue": "agentq", "declare": []}
@@ -41,6 +42,8 @@ def hand_in(text: str, **request: Any) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(USAGE)
     workflow = os.environ.get("WORKFLOW", "default")
     print(json.dumps(ask(sys.argv[1], workflow=workflow)))
     print(hand_in(sys.argv[1], workflow=workflow))

@@ -35,7 +35,8 @@ agentq = Client(
 
 @app.post("/questions")
 def ask() -> tuple[Response, int]:
-    body: dict[str, Any] = request.get_json(silent=True) or {}
+    body: Any = request.get_json(silent=True)
+    body = body if isinstance(body, dict) else {}
     with pymongo.timeout(PATIENCE_S):
         run = agentq.submit(
             body.get("text", ""),

@@ -33,4 +33,6 @@ def hand_in(url: str, key: str, text: str, workflow: str = "default") -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not os.environ.get("BROKER_URL"):
+        sys.exit("usage: BROKER_URL=... python examples/backends/raw_kombu.py KEY TEXT")
     print(hand_in(os.environ["BROKER_URL"], sys.argv[1], sys.argv[2], os.environ.get("WORKFLOW", "default")))

@@ -140,6 +140,8 @@ def test_a_bad_question_is_422_with_its_code_and_what_to_do(web: Site, text: Any
 def test_a_body_that_is_no_json_is_422_and_an_unknown_run_404(web: Site) -> None:
     refused = requests.post(f"{web.url}/questions", data="{", timeout=30)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "empty_input")
+    listed = requests.post(f"{web.url}/questions", json=["How much?"], timeout=30)
+    assert (listed.status_code, listed.json()["error"]["code"]) == (422, "empty_input")
     unknown = web.look("/questions/r0")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
 
@@ -235,12 +237,24 @@ def test_a_plain_message_is_enough_and_its_repetition_is_one_run(
     assert mongo["runs"].count_documents({"idempotency_key": key}) == 1
 
 
+@pytest.mark.parametrize(("file", "words"), [("raw_kombu.py", ["mail-1"]), ("celery_app.py", [])])
+def test_an_example_without_its_arguments_says_how_it_is_called(file: str, words: list[str]) -> None:
+    for env in ({"BROKER_URL": "redis://127.0.0.1:1/0"}, {"BROKER_URL": ""}):
+        command = [sys.executable, str(EXAMPLES / file), *words]
+        done = subprocess.run(
+            command, env={**os.environ, **env}, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("usage: BROKER_URL=")
+        assert len(done.stderr.splitlines()) == 1
+
+
 # -- cron -----------------------------------------------------------------------------------------------------------
 
 
 def test_cron_hands_in_a_file_once(running: Running, tmp_path: Path, mongo: Database[dict[str, Any]]) -> None:
-    """The script of the crontab line: the file becomes a batch and is moved; the same file again is the same batch. One
-    without a good line keeps no other waiting."""
+    """The script of the crontab line: the file becomes a batch and is moved; after a crash before that it is the same
+    batch, on another day another one. A file that is empty or refused stops no other."""
     [line] = [line for line in (EXAMPLES / "cron" / "crontab").read_text().splitlines() if not line.startswith("#")]
     *fields, command = line.split(None, 5)
     assert next(CronSim(" ".join(fields), datetime.now(UTC))), "cron understands when"
@@ -249,20 +263,48 @@ def test_cron_hands_in_a_file_once(running: Running, tmp_path: Path, mongo: Data
         **os.environ, "AGENTQ": str(CHECKOUT / "bin" / "agentq"), "OUTBOX": str(tmp_path),
         "AGENTQ_DATA_DIR": str(running.data_dir), "WORKFLOW": "support_desk",
     }  # fmt: skip
-    batches = []
-    for _ in range(2):
-        shutil.copy(EXAMPLES / "cron" / "questions.jsonl", tmp_path)
-        (tmp_path / "bad.jsonl").write_text("{broken\n", encoding="utf-8")
-        done = subprocess.run(
-            [str(EXAMPLES / "cron" / "hand_in.sh")], env=env, capture_output=True, text=True, timeout=100, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        bad, good = done.stdout.split()
-        batches.append(good)
-    assert len(set(batches)) == 1
-    moved = sorted(file.name for file in (tmp_path / "done").iterdir())
-    assert moved == [f"bad.{bad}.jsonl", f"questions.{batches[0]}.jsonl"]
-    until(lambda: mongo["batches"].find_one({"_id": batches[0], "status": "completed"}), "the batch is done")
-    answers = [run["result"]["answer"] for run in mongo["runs"].find({"batch.id": batches[0]})]
-    assert len(answers) == 2
-    assert any(PRICE in answer for answer in answers)
+    questions = tmp_path / "questions.jsonl"
+
+    def hand_in(code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [str(EXAMPLES / "cron" / "hand_in.sh")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == code, done.stderr
+        return done
+
+    def names(folder: str) -> set[str]:
+        return {file.name for file in (tmp_path / folder).iterdir()}
+
+    shutil.copy(EXAMPLES / "cron" / "questions.jsonl", questions)
+    first = hand_in().stdout.strip()
+    assert names("done") == {f"questions.{first}.jsonl"}
+    (tmp_path / "done" / f"questions.{first}.jsonl").rename(questions)  # as if killed before it was moved
+    assert hand_in().stdout.strip() == first
+
+    days = [first]
+    for day in (2, 3):
+        shutil.copy(EXAMPLES / "cron" / "questions.jsonl", questions)
+        (tmp_path / "a-empty.jsonl").touch()
+        (tmp_path / "b-refused.jsonl").mkdir()
+        done = hand_in(1)
+        days.append(done.stdout.strip())
+        assert names("done") == {f"questions.{batch}.jsonl" for batch in days}
+        assert len(days) == len(set(days)) == day
+        for name in ("a-empty.jsonl", "b-refused.jsonl"):
+            assert f"{name} was not handed in" in done.stderr
+            assert name in names("failed")
+        (tmp_path / "failed" / "b-refused.jsonl").rmdir()
+    assert "a-empty.jsonl.~1~" in names("failed"), "what failed earlier is not overwritten"
+
+    last = tmp_path / "done" / f"questions.{days[-1]}.jsonl"
+    last.rename(questions)
+    assert hand_in().stdout.strip() == days[-1], "killed before the move, it is the same batch on another day as well"
+    for batch in days:
+        until(lambda batch=batch: mongo["batches"].find_one({"_id": batch, "status": "completed"}), "the batch is done")  # type: ignore[misc]
+        answers = [run["result"]["answer"] for run in mongo["runs"].find({"batch.id": batch})]
+        assert len(answers) == 2
+        assert any(PRICE in answer for answer in answers)
+
+    questions.touch()
+    env["AGENTQ_DATA_DIR"] = str(tmp_path / "nobody")
+    assert "No agentq is running" in hand_in(2).stderr
+    assert questions.exists(), "where nobody answers, the files stay"

@@ -82,6 +82,8 @@ def test_cancel_ends_a_run_that_is_at_work(running: Running, client: Client) -> 
     assert waited.returncode == 1, "a run that did not succeed ends with code 1"
     assert "cancelled" in waited.stderr
     assert "no longer needed" in running.agentq("show", run.run_id).stdout
+    again = running.agentq("cancel", run.run_id)
+    assert (again.returncode, again.stdout) == (0, f"{run.run_id}: has been cancelled already\n")
     ended = client.submit(QUESTION, workflow="support_desk", user="cust-011")
     ended.wait(60)
     late = running.agentq("cancel", ended.run_id)

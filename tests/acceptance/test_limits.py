@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from uuid import uuid4
 
 from tests.acceptance.running import Running, until
@@ -17,6 +18,9 @@ def test_limits_are_set_shown_and_cleared_with_their_history(running: Running) -
     assert tenant in done.stdout
     done = running.agentq("limits", "set", "--tenant", tenant, "--in-flight", "none")
     assert done.returncode == 0, done.stderr
+    done = running.agentq("limits", "set", "--tenant", tenant, "--in-flight", "none")
+    assert done.returncode == 0
+    assert "nothing changed" in done.stderr
     shown = json.loads(running.agentq("limits", "show", "--json").stdout)[tenant]
     assert (shown["weight"], shown["in_flight"], shown["spend"]) == (3.0, None, 500_000_000)
     assert running.agentq("limits", "clear", "--tenant", tenant).returncode == 0
@@ -32,6 +36,8 @@ def test_a_user_is_told_what_is_wrong_with_a_limit_or_a_priority(running: Runnin
         ("limits", "set", "--tenant", "t"),
         ("limits", "set", "--tenant", "t", "--in-flight", "many"),
         ("limits", "set", "--tenant", "t", "--weight", "0"),
+        ("limits", "set", "--tenant", "t", "--weight", "inf"),
+        ("limits", "set", "--tenant", "t", "--spend-usd", "nan"),
         ("submit", "--priority", "urgent", "x"),
         ("submit", "--priority", "interactive:12", "x"),
         ("submit", "--at", "tomorrow", "x"),
@@ -50,6 +56,10 @@ def test_a_delayed_request_waits_visibly_and_then_runs(running: Running) -> None
     assert told["position"] == 0
     assert 0 < told["estimated_start_s"] <= 4
     assert "not before" in running.agentq("show", told["run_id"]).stdout
+    plain = running.agentq("submit", "--delay", "1000", "Where is LF-1002?")
+    assert re.fullmatch(r"r[0-9a-f]{28}\n", plain.stdout), "scripts take the id from stdout"
+    assert plain.stderr == "waits: starts in about 17 min\n"
+    assert running.agentq("cancel", plain.stdout.strip()).returncode == 0
     assert running.agentq("wait", told["run_id"]).returncode == 0
 
 
@@ -64,6 +74,7 @@ def test_a_recurring_request_is_listed_and_dropped(running: Running) -> None:
     )
     assert done.returncode == 0, done.stderr
     schedule = done.stdout.strip()
+    assert re.fullmatch(r"first due \d{4}-\d\d-\d\d \d\d:\d\d UTC\n", done.stderr)
     assert schedule in running.agentq("schedule", "list").stdout
 
     def handed_in() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -249,6 +250,30 @@ async def test_times_are_kept_in_mongodb(client: Client, store: MongoStore) -> N
     assert "backlog" not in await load(store, past.run_id)
 
 
+@pytest.mark.parametrize(("delay_s", "lives_s"), [(None, -1), (None, 0), (3600, 360), (60, 60)])
+def test_a_request_that_expires_before_it_may_start_is_refused(
+    client: Client, delay_s: float | None, lives_s: float
+) -> None:
+    expires_at = client._now() + timedelta(seconds=lives_s)
+    with pytest.raises(InvalidRequest) as caught:
+        client.submit("x", delay_s=delay_s, expires_at=expires_at)
+    assert caught.value.code == "expires_before_start"
+    assert caught.value.hint
+    body = {"input": "x", "delay_s": delay_s, "expires_at": expires_at}
+    (refused,) = client.submit_many([body])
+    assert isinstance(refused, InvalidRequest)
+
+
+async def test_a_repeated_request_is_known_after_it_has_expired(client: Client, store: MongoStore) -> None:
+    request = {"input": "x", "idempotency_key": "k", "expires_at": client._now() + timedelta(seconds=60)}
+    first = client.submit(**request)
+    connected = client._connect()
+    connected.offset += timedelta(minutes=2)
+    assert client.submit(**request).run_id == first.run_id
+    with pytest.raises(IdempotencyConflict):
+        client.submit(**{**request, "input": "y"})
+
+
 async def test_a_recurring_request_is_handed_in_once_a_time(client: Client, store: MongoStore) -> None:
     schedule_id = client.schedule({"input": "report", "tenant": "t"}, "*/5 * * * *", "Europe/Zurich")
     assert await store.backlog.schedules(10) == []
@@ -295,14 +320,18 @@ async def test_limits_change_with_their_event_and_any_edit_of_the_chain_shows(st
     limits = Limits(store, "ada")
     await limits.set("acme", {"weight": 3.0, "in_flight": 10})
     await limits.set("acme", {"in_flight": None, "spend": 5})
-    await limits.set("acme|k1", {"per_minute": 60})
+    assert (await limits.set("acme|k1", {"per_minute": 60}))[1]
     assert (await limits.all())["acme"] == (3.0, None, 5, None, None)
     assert (await store.backlog.limits()).keys() == {"acme", "acme|k1"}
     await limits.clear("acme")
     with pytest.raises(NotFound):
         await limits.clear("acme")
-    with pytest.raises(InvalidRequest):
-        await limits.set("acme", {"weight": 0.0})
+    for wrong in ({"weight": 0.0}, {"weight": math.inf}, {"weight": math.nan}, {"waiting": -1}, {"in_flight": 2**63}):
+        with pytest.raises(InvalidRequest):
+            await limits.set("acme", wrong)
+    for nothing_new in ({"per_minute": 60}, {"waiting": None}):
+        assert await limits.set("acme|k1", nothing_new) == ((1.0, None, None, 60, None), False)
+    assert await limits.set("nobody", {"waiting": None}) == ((1.0, None, None, None, None), False)
     events, problems = await limits.history()
     assert problems == []
     assert [(event["type"], event["data"]["by"], event["data"]["name"]) for event in events] == [

@@ -335,13 +335,13 @@ async def test_a_queued_run_is_cancelled_at_the_next_look_and_asking_again_is_fi
     client: Client, store: MongoStore
 ) -> None:
     run = client.submit("hello")
-    run.cancel("changed my mind")
-    run.cancel("really")
+    assert run.cancel("changed my mind")
+    assert not run.cancel("really")
     await looked_after(store, run)
     assert run.status() == "cancelled"
     outcome = run.outcome()
     assert outcome.error == {"code": "cancelled", "message": "Cancelled: changed my mind.", "hint": ""}
-    run.cancel()
+    assert not run.cancel()
 
 
 async def test_a_run_that_has_ended_otherwise_cannot_be_cancelled(client: Client, store: MongoStore) -> None:

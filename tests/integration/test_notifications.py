@@ -315,7 +315,17 @@ def test_an_operator_sees_what_did_not_arrive_and_tries_it_again(
         [pending] = map(json.loads, agentq("list", "--of", "r3", "--json").splitlines())
         assert (pending["id"], pending["status"], pending["tries"]) == ("r3:1:webhook", "pending", 0)
         assert "1 on the way again" in agentq("retry", "r1:1:webhook")
-        assert "is pending, not dead" in agentq("retry", "r1:1:webhook", code=2)
+        deliveries = mongo[database]["deliveries"]
+        later = datetime.now(UTC) + timedelta(hours=8)
+        waits = {"status": "pending", "attempts": 7, "not_before": later, "error": {**error, "code": "unknown_secret"}}
+        deliveries.update_one({"_id": "r1:1:webhook"}, {"$set": waits})
+        assert "1 on the way again" in agentq("retry", "r1:1:webhook")
+        assert deliveries.count_documents({"_id": "r1:1:webhook", "attempts": 0, "not_before": {"$lt": later}}) == 1
+        deliveries.update_one({"_id": "r1:1:webhook"}, {"$set": {"token": "t"}})
+        assert "is being tried" in agentq("retry", "r1:1:webhook", code=2)
+        deliveries.insert_one(made(4, url, status="delivered"))
+        assert "has arrived" in agentq("retry", "r4:1:webhook", code=2)
+        assert "No delivery matches" in agentq("list", "--of", "nope")
         assert "There is no delivery" in agentq("retry", "r9", code=2)
         assert "Name a delivery" in agentq("retry", code=2)
         assert "1 on the way again" in agentq("retry", "--dead")

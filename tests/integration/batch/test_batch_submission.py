@@ -162,3 +162,12 @@ async def test_a_batch_is_pinned_to_the_workflows_of_its_birth(yard: Yard, monke
     batch = (await yard.submit(content)).batch
     assert batch["submitted"]["bad"] >= 1
     assert "unknown_workflow" in {one["error"]["code"] for one in (await stored(yard))[1]}
+
+
+async def test_a_line_that_expires_before_it_may_start_is_a_bad_line(yard: Yard) -> None:
+    past = {"id": "late", "input": "x", "expires_at": "2020-01-01T00:00:00Z"}
+    ahead = {"id": "soon", "input": "x", "delay_s": 60, "expires_at": "2999-01-01T00:00:00Z"}
+    batch = (await yard.submit(json.dumps(past).encode() + b"\n" + json.dumps(ahead).encode())).batch
+    assert batch["submitted"] == {"line": 2, "good": 1, "bad": 1}
+    _, (bad,) = await stored(yard)
+    assert (bad["custom_id"], bad["error"]["code"]) == ("late", "expires_before_start")

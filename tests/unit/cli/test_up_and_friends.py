@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -155,7 +155,61 @@ def test_an_explicit_setting_wins_over_the_running_stack(
 def test_where_nothing_runs_the_sentence_says_how_to_start(run: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No agentq is running") as caught:
         mongo_url(settings_for(tmp_path / "data"))
-    assert "agentq up" in caught.value.hint
+    assert str(tmp_path / "data") in caught.value.message
+    for word in ("agentq up", "--data-dir", "AGENTQ_DATA_DIR"):
+        assert word in caught.value.hint
+
+
+def test_up_on_another_directory_says_how_a_second_terminal_finds_it(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready:
+        settings: ClassVar[dict[str, str]] = {}
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def run(self, _stop: Any, _hard: Any, when_ready: Any) -> None:
+            when_ready(self)
+
+    monkeypatch.setattr("agentq.cli.up.Stack", Ready)
+    assert f"export AGENTQ_DATA_DIR='{tmp_path}/my data'" in run("up", "--data-dir", "my data").stdout
+    assert "export" not in run("up").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--cron", "* * * * *", "--wait"], "--wait does not go with --cron"),
+        (["--timezone", "Europe/Zurich"], "--timezone goes with --cron"),
+        (["--conversation-policy", "merge"], "--conversation-policy needs a --conversation"),
+        (["--priority", "urgent"], "'urgent' is no priority. Write interactive"),
+        (["--at", "2999-01-01T00:00Z", "--delay", "5"], "--at and --delay exclude each other"),
+        (["--debounce", "5"], "--debounce needs a --debounce-key"),
+        (["--singleton-key", "s", "--conversation", "c"], "--singleton-key and --conversation exclude each other"),
+        (["--at", "tomorrow"], "--at: that is no time, write one as 2026-12-01T09:00:00+01:00"),
+        (["--expires-at", "2026-12-01T09:00:00"], "--expires-at: a time needs its offset"),
+        (["--deadline", "-1"], "--deadline: "),
+        (["--budget-usd", "-1"], "Change --budget-usd as the message says."),
+    ],
+)
+def test_what_submit_refuses_is_told_by_the_names_of_the_options(
+    run: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setenv("AGENTQ_MONGO_URL", "mongodb://127.0.0.1:1")  # it is not asked
+    result = run("submit", *words, "x")
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_a_limit_that_is_no_number_is_told_with_its_option(run: Any) -> None:
+    for option, value, what in (
+        ("--in-flight", "1.5", "a whole number"), ("--waiting", "many", "a whole number"),
+        ("--weight", "x", "a number"), ("--spend-usd", "inf", "a number"),
+    ):  # fmt: skip
+        result = run("limits", "set", "--tenant", "t", option, value)
+        assert result.exit_code == 2
+        assert f"{option}: '{value}' is not {what} (or 'none')." in result.stderr
 
 
 def test_doctor_fails_with_a_remedy_where_nothing_runs(run: Any) -> None:

@@ -87,6 +87,8 @@ def task(name: Any, queue: Any) -> dict[str, Any]:
         (hook("https://shop.example/#part"), "invalid_value"),
         (hook("https:///hooks"), "invalid_value"),
         (hook("https://shop.example:99999/"), "invalid_value"),
+        (hook("https://169.254.169.254/latest"), "invalid_value"),
+        (hook("https://[fe80::1]/"), "invalid_value"),
         (hook("https://shop.example/\r\nX-Evil: 1"), "invalid_value"),
         (hook("https://[::1"), "invalid_value"),
         (hook("https://shöp.example/"), "invalid_value"),

@@ -165,5 +165,14 @@ async def test_a_name_nobody_knows_and_a_secret_nobody_set_may_come_to_be() -> N
     assert (unknown.code, unknown.final) == ("unknown_host", False)
     too_long = await failure(sender(), delivery(f"https://{'x' * 70}.example/"))
     assert (too_long.code, too_long.final) == ("unknown_host", False)
-    missing = await failure(sender(), delivery("https://shop.example/", to={"url": "https://x/", "secret_id": "other"}))
+    missing = await failure(
+        sender(), delivery("https://127.0.0.1/", to={"url": "https://127.0.0.1/", "secret_id": "other"})
+    )
     assert (missing.code, missing.final) == ("unknown_secret", False)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "169.254.169.254", "[::1]"])
+async def test_an_address_is_refused_for_good_though_there_is_no_secret(host: str) -> None:
+    url = f"https://{host}/x"
+    failed = await failure(sender(Guard()), delivery(url, to={"url": url, "secret_id": "other"}))
+    assert (failed.code, failed.final) == ("address_refused", True)
