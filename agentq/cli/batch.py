@@ -245,7 +245,8 @@ def status(data_dir: Path | None, batch_id: str, as_json: bool, openai: bool) ->
             click.echo(json.dumps({"batch_id": found["_id"], **summary(found), "at": found["at"]}, default=str))
         else:
             at_providers = await store.jobs.of_batch(batch_id) if found["live"] else []
-            for line in describe(found, await store.batches.in_flight(batch_id), store.now(), at_providers):
+            in_flight, held = await store.batches.in_flight(batch_id), await store.batches.held(found)
+            for line in describe(found, in_flight, store.now(), at_providers, held):
                 click.echo(line)
 
     run_with_store(data_dir, work)

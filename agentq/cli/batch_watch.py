@@ -43,9 +43,15 @@ class Pace:
 
 
 def headline(
-    batch: BatchDoc, in_flight: int, now: datetime, rate: float | None = None, jobs: Sequence[JobDoc] = ()
+    batch: BatchDoc,
+    in_flight: int,
+    now: datetime,
+    rate: float | None = None,
+    jobs: Sequence[JobDoc] = (),
+    held: int = 0,
 ) -> str:
-    """Everything that moves, on one line. ``jobs``: where its calls wait at a provider; then no rate says anything."""
+    """Everything that moves, on one line. ``jobs``: where its calls wait at a provider; ``held``: lines that wait for
+    a time of their own. With either, no rate says when it is done."""
     counts, likely = batch["counts"], forecast(batch, now, rate)
     total = "? lines" if batch["total"] is None else counted(batch["total"], "line")
     failed = batch["entries"] - counts["succeeded"]
@@ -54,12 +60,14 @@ def headline(
     moving = going and paused_by(batch) is None and not jobs
     if jobs:
         told.append(_at_providers(jobs, now))
+    if held:
+        told.append(f"{held:,} not before {'its' if held == 1 else 'their'} time")
     if likely.rate is not None and moving:
         told.append(f"{likely.rate:.1f}/s")
     told.append(f"${batch['cost_nano_usd'] / 1e9:.6f} so far")
     if likely.cost is not None and going:
         told.append(f"about ${likely.cost / 1e9:.6f} in all")
-    if likely.seconds_left is not None and moving:
+    if likely.seconds_left is not None and moving and not held:
         told.append(f"done in about {span(likely.seconds_left)}")
     return ", ".join(told)
 
@@ -114,8 +122,8 @@ def _advice_while_live(batch: BatchDoc) -> str | None:
     )
 
 
-def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobDoc] = ()) -> list[str]:
-    """A batch in a few lines. ``jobs``: where its calls wait at a provider."""
+def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobDoc] = (), held: int = 0) -> list[str]:
+    """A batch in a few lines. ``jobs`` and ``held`` as in ``headline``."""
     counts = ", ".join(f"{count:,} {name}" for name, count in batch["counts"].items() if count)
     submitted = batch["submitted"]
     lines = [
@@ -124,7 +132,7 @@ def describe(batch: BatchDoc, in_flight: int, now: datetime, jobs: Sequence[JobD
         f"{counted(submitted['bad'], 'bad line')}",
         f"for       tenant {batch['tenant']}, workflow {batch['workflow']}, priority {batch['priority']}",
         f"times     {_times(batch)} UTC",
-        f"progress  {headline(batch, in_flight, now, jobs=jobs)}",
+        f"progress  {headline(batch, in_flight, now, jobs=jobs, held=held)}",
         f"ended     {counts or 'none'}",
     ]
     if batch["waste_nano_usd"]:
@@ -165,7 +173,8 @@ async def watch_batch(store: MongoStore, batch_id: str, *, err: bool = False) ->
             over = batch["status"] in ENDED or by == "budget"
             jobs = await store.jobs.of_batch(batch_id) if batch["live"] else []
             rate = pace.rate(time.monotonic(), batch["entries"])
-            show.update(batch, headline(batch, in_flight, store.now(), rate, jobs), over)
+            held = await store.batches.held(batch) if batch["live"] else 0
+            show.update(batch, headline(batch, in_flight, store.now(), rate, jobs, held), over)
             if over:
                 break
             if by == "person" and not said:  # nothing more will come until somebody acts

@@ -270,6 +270,11 @@ class Batches:
         flying = {"in_flight": True, "batch.id": batch_id}
         return cast("int", await self._answer(self._runs.count_documents(flying, hint="batch_flight")))
 
+    async def held(self, batch: BatchDoc) -> int:
+        """Lines that wait for a time of their own."""
+        waiting = {"backlog.hold": "time", "flow": flow(batch["tenant"], batch["_id"])}
+        return cast("int", await self._answer(self._runs.count_documents(waiting, hint="held_flow")))
+
     async def room(self) -> dict[str, int]:
         """For admission: how many more lines may be admitted now, by the flow of each batch that is not open. 0 says
         that it is closed (being submitted, paused, out of budget, ending); what is not named may have as many as the

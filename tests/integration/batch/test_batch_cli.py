@@ -187,6 +187,19 @@ async def test_a_full_disk_is_said_in_a_sentence_and_the_reader_has_had_nothing(
     assert len(records(await agentq("results", batch_id, "--cursor", "ann"))) == 7
 
 
+async def test_lines_that_wait_for_a_time_of_their_own_are_no_part_of_the_forecast(
+    yard: Yard, agentq: Agentq, tmp_path: Path
+) -> None:
+    path = tmp_path / "later.jsonl"
+    path.write_bytes(lines(2) + lines(1, at="2099-01-01T00:00:00Z").replace(b"m-1", b"later"))
+    batch_id = (await agentq("submit", str(path))).stdout.strip()
+    await yard.end(await yard.batch(batch_id), await yard.admit(await yard.batch(batch_id), 2))
+    await yard.keeper.tick()
+    shown = (await agentq("status", batch_id)).stdout
+    assert "1 not before its time" in shown
+    assert "done in" not in shown
+
+
 async def test_pause_resume_and_cancel(yard: Yard, agentq: Agentq, file: Path) -> None:
     batch_id = (await agentq("submit", str(file))).stdout.strip()
     batch = await yard.batch(batch_id)
