@@ -182,6 +182,8 @@ def mongod_argv(directory: Path, port: int, cache_gb: float = 0.25) -> list[str]
         # Nobody reads the past. Kept for five minutes, entries of runs that have ended stand in the way of each look at
         # the runs in flight (docs/adr/0008-admission.md).
         *("--setParameter", "minSnapshotHistoryWindowInSeconds=5"),
+        # What a killed submitter had begun keeps others from its batch until it is undone: by default for a minute.
+        *("--setParameter", "transactionLifetimeLimitSeconds=20"),
     ]
 
 
