@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,11 +50,10 @@ def history(runs: Sequence[Mapping[str, Any]]) -> History | None:
     )
 
 
-def of_all(estimates: Mapping[str, Estimate], workflows: Iterable[str]) -> Estimate | None:
-    """The dearest of these workflows' estimates: a line may be of any of them. None where one of them is not known."""
-    found = [estimates.get(workflow) for workflow in workflows]
-    known = [one for one in found if one is not None]
-    return max(known, key=lambda one: one["p90_nano_usd"]) if known and len(known) == len(found) else None
+def dearest(estimates: Collection[Estimate | None]) -> Estimate | None:
+    """What to set aside for a line of any of these workflows; None where nothing is known of one of them."""
+    known = [one for one in estimates if one is not None]
+    return max(known, key=lambda one: one["p90_nano_usd"]) if known and len(known) == len(estimates) else None
 
 
 def quantile(ordered: Sequence[Any], share: float) -> Any:

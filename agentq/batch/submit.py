@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
-from agentq.batch.estimate import history, of_all
+from agentq.batch.estimate import dearest, history
 from agentq.batch.lines import Bad, Defaults, Good, parse_line, read_lines
 from agentq.canonical import canonical_json, sha256
 from agentq.errors import Conflict, InvalidRequest, UnknownWorkflow
@@ -213,9 +213,8 @@ async def submit_lines(
     if stored["status"] != "validating":
         return Submission(stored, known)
     pinned = {workflow["name"]: workflow for workflow in stored["workflows"]}
-    estimates = await _estimates(batches, pinned)
-    met: set[str] = set()
-    chunks = _chunks(stored, pinned, _noting(lines(pinned), met), now, estimates)
+    estimates = _Estimates(batches)
+    chunks = _chunks(stored, pinned, lines(pinned), now, estimates)
     submitted = stored["submitted"]
     chunk = await asyncio.to_thread(next, chunks, None)
     while chunk is not None:
@@ -229,23 +228,30 @@ async def submit_lines(
         error = {"code": "empty_file", "message": "There is no line in it.", "hint": "Write one JSON object a line."}
         begun = await batches.move(stored["_id"], ["validating"], "failed", error=error)
     else:
-        begun = await batches.move(stored["_id"], ["validating"], "in_progress", estimate=of_all(estimates, met))
+        begun = await batches.move(
+            stored["_id"], ["validating"], "in_progress", estimate=dearest(estimates.found.values())
+        )
     went_on_after = stored["submitted"]["line"] if known else None
     return Submission(begun or await _loaded(batches, stored["_id"]), known, went_on_after)
 
 
-async def _estimates(batches: Batches, workflows: Iterable[str]) -> dict[str, Estimate]:
-    """By workflow, what a run of it costs; those that have no history are left out."""
-    found = {name: history(await batches.history(name)) for name in workflows}
-    return {name: known.as_estimate() for name, known in found.items() if known is not None}
+class _Estimates:
+    """What a run of a workflow costs, looked up when a line of it is met: ``found``, None where nothing is known."""
 
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._loop = asyncio.get_running_loop()
+        self.found: dict[str, Estimate | None] = {}
 
-def _noting(lines: Iterable[Good | Bad], met: set[str]) -> Iterator[Good | Bad]:
-    """The lines; the workflows of the good ones are noted."""
-    for line in lines:
-        if isinstance(line, Good):
-            met.add(line.request.workflow)
-        yield line
+    def of(self, workflow: str) -> Estimate | None:
+        """To be called in the thread that reads the lines, never in the event loop."""
+        if workflow not in self.found:
+            self.found[workflow] = asyncio.run_coroutine_threadsafe(self._look_up(workflow), self._loop).result()
+        return self.found[workflow]
+
+    async def _look_up(self, workflow: str) -> Estimate | None:
+        known = history(await self._batches.history(workflow))
+        return None if known is None else known.as_estimate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,15 +264,15 @@ class _Chunk:
 
 
 def _chunks(
-    batch: BatchDoc, pinned: Any, lines: Iterable[Good | Bad], now: Now, estimates: Mapping[str, Estimate]
+    batch: BatchDoc, pinned: Any, lines: Iterable[Good | Bad], now: Now, estimates: _Estimates
 ) -> Iterator[_Chunk]:
     runs: list[Doc] = []
     bad: list[BadLine] = []
     size = 0
     for line in (_in_time(line, batch["created_at"]) for line in lines):
+        known = estimates.of(line.request.workflow) if isinstance(line, Good) else None
         if line.line > batch["submitted"]["line"]:
             if isinstance(line, Good):
-                known = estimates.get(line.request.workflow)
                 cost = UNKNOWN_COST if known is None else known["p50_nano_usd"]
                 runs.append(_run(batch, line, pinned, now(), cost))
                 size += len(line.request.input)

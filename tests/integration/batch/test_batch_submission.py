@@ -87,7 +87,15 @@ async def test_what_is_set_aside_for_a_line_goes_by_the_workflows_in_the_file(ya
     await yard.store.register([dear, new])
     for workflow, cost in (("default", 10), ("dear", 90)):
         await yard.all_through((await yard.submit(lines(1, workflow=workflow))).batch, cost=cost)
+    asked, history = [], yard.batches.history
+
+    async def ask(workflow: str) -> Any:
+        asked.append(workflow)
+        return await history(workflow)
+
+    yard.batches.history = ask  # type: ignore[method-assign,assignment]
     batch = (await yard.submit(lines(5, workflow="dear"), budget_nano_usd=1_000)).batch
+    assert asked == ["dear"], "of others nobody needs to know, and it may take seconds"
     assert batch["estimate"] == {"runs": 1, "p50_nano_usd": 90, "p90_nano_usd": 90}
     assert len(await yard.admit(batch)) == 5
     assert (await yard.run(batch, 1))["cost"] == 90
